@@ -1,0 +1,126 @@
+/** The life of an account: registration, login, password, end. */
+import type { Config } from "../config.ts";
+import { AppError } from "../errors.ts";
+import type { AccountSummary, Storage, User } from "../storage/storage.ts";
+import type { Passwords } from "./passwords.ts";
+import type { Sessions } from "./sessions.ts";
+import { deadToken, type Identity, type Tokens } from "./tokens.ts";
+
+export interface SignedIn {
+  token: string;
+  userId: string;
+}
+
+export interface Accounts {
+  /**
+   * @throws AppError `email_taken`; `registration_closed`; `busy`
+   */
+  register(email: string, password: string): Promise<SignedIn>;
+  /**
+   * The same answer, after the same time, for a wrong password and for an unknown address.
+   *
+   * @throws AppError `login_failed`; `busy`
+   */
+  login(email: string, password: string): Promise<SignedIn>;
+  /** @throws AppError `token_invalid` when the account is gone */
+  describe(identity: Identity): Promise<{ user: User; summary: AccountSummary }>;
+  /**
+   * Ends every other token and every socket of the account ([R6]).
+   *
+   * @returns a fresh token of the caller's kind
+   * @throws AppError `wrong_password`; `busy`
+   */
+  changePassword(identity: Identity, currentPassword: string, newPassword: string): Promise<string>;
+  /**
+   * Erases everything of the account.
+   *
+   * @throws AppError `wrong_password`; `busy`
+   */
+  remove(identity: Identity, password: string): Promise<void>;
+}
+
+export interface AccountsOptions {
+  config: Config;
+  storage: Storage;
+  passwords: Passwords;
+  tokens: Tokens;
+  sessions: Sessions;
+}
+
+export function createAccounts({ config, storage, passwords, tokens, sessions }: AccountsOptions): Accounts {
+  return {
+    async register(givenEmail, password) {
+      if (config.registration === "closed")
+        throw new AppError("registration_closed", "This server takes no new accounts.");
+      const email = normaliseEmail(givenEmail);
+      if ((await storage.userByEmail(email)) !== null) throw emailTaken();
+      const user = {
+        id: crypto.randomUUID(),
+        email,
+        passwordHash: await passwords.hash(password),
+        createdAt: Date.now(),
+      };
+      if (!(await storage.createUser(user))) throw emailTaken();
+      return signIn(user.id, 0);
+    },
+
+    async login(email, password) {
+      const user = await storage.userByEmail(normaliseEmail(email));
+      const matches = await passwords.verify(password, user?.passwordHash ?? null);
+      if (user === null || !matches) throw new AppError("login_failed", "The e-mail address or the password is wrong.");
+      return signIn(user.id, user.tokenGeneration);
+    },
+
+    async describe(identity) {
+      const [user, summary] = await Promise.all([storage.userById(identity.userId), storage.summary(identity.userId)]);
+      if (user === null || summary === null) throw deadToken();
+      return { user, summary };
+    },
+
+    async changePassword(identity, currentPassword, newPassword) {
+      await confirmPassword(identity, currentPassword);
+      const passwordHash = await passwords.hash(newPassword);
+      const tokenGeneration = await storage.changePassword(
+        identity.userId,
+        passwordHash,
+        identity.deviceId,
+        Date.now(),
+      );
+      if (tokenGeneration === null) throw deadToken();
+      sessions.end({ userId: identity.userId, deviceId: null, tokenGeneration });
+      if (identity.deviceId !== null)
+        await storage.extendDevice(identity.userId, identity.deviceId, tokens.deviceTokenEnd(Date.now()));
+      return tokens.issue({ ...identity, tokenGeneration });
+    },
+
+    async remove(identity, password) {
+      await confirmPassword(identity, password);
+      await storage.deleteUser(identity.userId);
+      sessions.end({ userId: identity.userId, deviceId: null, tokenGeneration: null });
+    },
+  };
+
+  async function signIn(userId: string, tokenGeneration: number): Promise<SignedIn> {
+    return { userId, token: await tokens.issue({ userId, deviceId: null, tokenGeneration }) };
+  }
+
+  /** A token is not enough for what can't be undone: it may come from a machine that was left unlocked. */
+  async function confirmPassword(identity: Identity, password: string): Promise<void> {
+    const user = await storage.userById(identity.userId);
+    if (user === null || user.tokenGeneration !== identity.tokenGeneration) throw deadToken();
+    if (!(await passwords.verify(password, user.passwordHash)))
+      throw new AppError("wrong_password", "The password is wrong.");
+  }
+}
+
+/**
+ * One address, one account: without surrounding space, composed (Unicode NFC), in lower case. RFC 5321 §2.4 would let
+ * a mail server tell the cases of the part before the @ apart; none that people use does.
+ */
+export function normaliseEmail(email: string): string {
+  return email.trim().normalize("NFC").toLowerCase();
+}
+
+function emailTaken(): AppError {
+  return new AppError("email_taken", "There is already an account with this e-mail address.");
+}

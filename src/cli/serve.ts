@@ -1,0 +1,123 @@
+/**
+ * The composition root: opens each resource, in order, onto one stack; the stack releases them in reverse. Read top to
+ * bottom it is what the process consists of.
+ */
+import type { Server } from "bun";
+import { createAccounts } from "../accounts/accounts.ts";
+import { createDevices } from "../accounts/devices.ts";
+import { createLinkCodes } from "../accounts/link-codes.ts";
+import { createPasswords } from "../accounts/passwords.ts";
+import { loadServerKeys } from "../accounts/secret.ts";
+import { createSessions } from "../accounts/sessions.ts";
+import { createTokens } from "../accounts/tokens.ts";
+import type { Revocation } from "../bus/bus.ts";
+import { memoryBus } from "../bus/memory.ts";
+import type { Config } from "../config.ts";
+import { CLOSE } from "../errors.ts";
+import { createApp } from "../http/app.ts";
+import type { Logger } from "../log.ts";
+import { createProtocol } from "../protocol.ts";
+import { createHub, type Socket, type SocketData } from "../relay/hub.ts";
+import { createPresence } from "../relay/presence.ts";
+import { createSocketHandler } from "../relay/socket.ts";
+import { createUpgrade } from "../relay/upgrade.ts";
+import { openStorage } from "../storage/open.ts";
+import { createWriter } from "../sync/writer.ts";
+import { VERSION } from "../version.ts";
+
+export interface RunningServer {
+  /** Where it listens, such as http://127.0.0.1:3000/ */
+  readonly url: URL;
+  readonly database: "sqlite" | "postgres";
+  /** Takes nothing new, finishes what is in flight, says goodbye to sockets (1012), and lets go of everything. */
+  stop(): Promise<void>;
+}
+
+/**
+ * Starts a server.
+ *
+ * @throws DatabaseInUseError, NewerDatabaseError, ConfigError, or what the operating system says of the port
+ */
+export async function startServer(config: Config, log: Logger): Promise<RunningServer> {
+  await using opening = new AsyncDisposableStack();
+
+  const keys = await loadServerKeys(config, log);
+  const storage = opening.adopt(await openStorage(config), (open) => open.close());
+  const bus = opening.adopt(memoryBus(), (open) => open.close());
+
+  const presence = createPresence(storage, config, log);
+  opening.defer(() => presence.flush());
+  const hub = createHub({ storage, config, bus, presence, log });
+  const writer = createWriter<Socket>({ storage, config, onCommit: hub.onCommit });
+
+  const protocol = createProtocol(config);
+  const tokens = createTokens(keys.tokens, config);
+  const sessions = createSessions({ tokens, storage, config, onRevoked: revoke });
+  const passwords = createPasswords(config);
+  const accounts = createAccounts({ config, storage, passwords, tokens, sessions });
+  const devices = createDevices({ config, storage, tokens, sessions });
+  const linkCodes = createLinkCodes({ config, storage, keys });
+
+  const upgrade = createUpgrade({ sessions, storage, corsOrigins: config.corsOrigins });
+  const app = createApp({
+    config,
+    log,
+    protocol,
+    storage,
+    sessions,
+    accounts,
+    devices,
+    linkCodes,
+    writer,
+    upgrade,
+    presence: hub,
+    version: VERSION,
+  });
+  const server: Server<SocketData> = Bun.serve<SocketData>({
+    hostname: config.host,
+    port: config.port,
+    idleTimeout: config.http.idleTimeoutSeconds,
+    maxRequestBodySize: config.maxBodyBytes + 1024,
+    development: false,
+    websocket: createSocketHandler({ config, hub, writer, log, epoch: storage.epoch }),
+    fetch: (request, listening) => app.fetch(request, { server: listening }),
+  });
+  opening.defer(() => server.stop(true));
+  hub.attach(server);
+
+  await bus.listen(
+    (message) => {
+      if (message.kind === "changes") return hub.announce(message.userId, message.seq);
+      sessions.forget(message.userId);
+      hub.closeRevoked(message);
+    },
+    () => void look(),
+  );
+  const timers = [
+    setInterval(() => hub.closeExpired(Date.now()), config.relay.sweepIntervalMs),
+    setInterval(() => void look(), config.relay.pollIntervalMs),
+    setInterval(() => void presence.flush(), config.relay.presenceIntervalMs),
+  ];
+  opening.defer(() => timers.forEach(clearInterval));
+
+  const resources = opening.move();
+  return { url: server.url, database: storage.dialect, stop };
+
+  async function stop(): Promise<void> {
+    const stopped = server.stop();
+    await writer.idle();
+    hub.closeAll(CLOSE.serviceRestart, "The server restarts; come back in a moment.");
+    await Promise.race([stopped, new Promise((resolve) => setTimeout(resolve, config.http.shutdownGraceMs))]);
+    await writer.idle();
+    await resources.disposeAsync();
+  }
+
+  function revoke(revocation: Revocation): void {
+    hub.closeRevoked(revocation);
+    bus.tell({ kind: "revoked", ...revocation });
+  }
+
+  async function look(): Promise<void> {
+    await hub.look().catch((error: unknown) => log.warn("the database could not be asked for changes; trying again", { error }));
+  }
+}

@@ -1,0 +1,183 @@
+/**
+ * The configuration: environment → one frozen, typed object. Every default and every bound of the server stands here;
+ * nothing else reads the environment. README.md's table says what each variable is for.
+ */
+import { isIP } from "node:net";
+import { z } from "zod";
+
+const KIB = 1024;
+const MIB = 1024 * KIB;
+const SECOND_MS = 1_000;
+const MINUTE_MS = 60 * SECOND_MS;
+const DAY_MS = 24 * 60 * MINUTE_MS;
+
+/** Bounds that are not settings: part of the protocol, or of no use to change. */
+const FIXED = {
+  auth: {
+    accountTokenSeconds: 3_600,
+    deviceTokenSeconds: 30 * 24 * 3_600,
+    emailMaxLength: 254, // RFC 5321 §4.5.3.1.3, less the angle brackets
+    passwordMinLength: 6, // the seed's example has 7; shorter ones are guessable at once
+    passwordMaxBytes: 1_024,
+    deviceNameMaxLength: 128,
+    deviceTypeMaxLength: 32,
+    /** Live devices an account; the longest unseen makes room. */
+    devicesPerAccount: 50,
+    /** How long a token's state may be served from memory when no instance says otherwise ([R6]). */
+    tokenStateTtlMs: 20 * SECOND_MS,
+    tokenStateCacheEntries: 50_000,
+    /** Password hashes waiting for their turn; one more is answered `busy`. */
+    passwordQueueLength: 64,
+    linkCodeLifeMs: 5 * MINUTE_MS,
+    linkCodeWrongTries: 5,
+    inviteLifeMs: 7 * DAY_MS,
+  },
+  sync: {
+    slotCount: 10,
+    /** [W3] How far ahead of the server a timestamp may be. */
+    clockSkewMs: MINUTE_MS,
+    contentHashMaxLength: 128,
+    refMaxLength: 64,
+    /** [R2] Messages in flight to a client that confirms by pong; the shipped client queues 64 at most. */
+    confirmWindow: 32,
+    /** How long an unconfirmed delivery waits for company before its ping goes out, at a busy time. */
+    confirmDelayMs: 100,
+    catchUpPageItems: 256,
+    catchUpPageBytes: 1 * MIB,
+    historyPageItems: 100,
+    historyPageItemsMax: 1_000,
+    historyBatchItems: 100,
+    changesPageItems: 100,
+    changesPageItemsMax: 1_000,
+    changesPageBytes: 8 * MIB,
+    tombstoneLifeMs: 90 * DAY_MS,
+    retentionIntervalMs: 60 * MINUTE_MS,
+  },
+  writer: {
+    /** Writes and bytes one commit takes at most. */
+    batchItems: 512,
+    batchBytes: 8 * MIB,
+    /** Writes and bytes that may wait for a commit; one more is answered `busy`. */
+    queueItems: 20_000,
+    queueBytes: 64 * MIB,
+    busyRetryMs: SECOND_MS,
+  },
+  relay: {
+    idleTimeoutSeconds: 60,
+    /** Unanswered writes of one socket at which it is read no further, and at which reading goes on. */
+    socketInFlightHigh: 128,
+    socketInFlightLow: 32,
+    /** How often an instance looks for changes and revocations it was not told of. */
+    pollIntervalMs: 5 * SECOND_MS,
+    presenceIntervalMs: 5 * SECOND_MS,
+    /** How long a client may leave a ping without its pong. */
+    confirmTimeoutMs: 30 * SECOND_MS,
+    /** How often sockets are looked at for an ended token or a missing pong. */
+    sweepIntervalMs: 500,
+    /** Time a socket that must not go on is given to say goodbye. */
+    closeGraceMs: 500,
+  },
+  http: {
+    idleTimeoutSeconds: 30,
+    shutdownGraceMs: 8 * SECOND_MS,
+    unavailableRetryMs: 2 * SECOND_MS,
+  },
+} as const;
+
+const byteCount = (fallback: number, max: number) => z.coerce.number().int().min(1).max(max).default(fallback);
+const list = z
+  .string()
+  .default("")
+  .transform((text) =>
+    text
+      .split(",")
+      .map((part) => part.trim())
+      .filter((part) => part !== ""),
+  );
+
+const databaseUrl = z.string().refine((url) => /^postgres(ql)?:\/\/./.test(url), {
+  error: "must start with postgres:// (leave it out for SQLite in DATA_DIR)",
+});
+
+const environment = z.object({
+  PORT: z.coerce.number({ error: "must be a port number" }).int().min(0).max(65_535).default(3000),
+  HOST: z.string().min(1).default("127.0.0.1"),
+  DATA_DIR: z.string().min(1).default("./data"),
+  DATABASE_URL: databaseUrl.optional(),
+  JWT_SECRET: z.string().min(32, "must have at least 32 characters").refine(isStrongSecret, "is too easy to guess").optional(),
+  REGISTRATION: z.enum(["open", "closed"], { error: "must be open or closed" }).default("open"),
+  CORS_ORIGINS: list.refine((origins) => origins.every(isOrigin), "must be origins such as https://clips.example.org"),
+  TRUSTED_PROXIES: list.refine((blocks) => blocks.every(isAddressBlock), "must be addresses or CIDR blocks such as 10.0.0.0/8"),
+  RATE_LIMITS: z.enum(["on", "off"], { error: "must be on or off" }).default("on"),
+  MAX_BLOB_BYTES: byteCount(1 * MIB, 16 * MIB),
+  HISTORY_LIMIT: z.coerce.number().int().min(1).max(1_000_000).default(1000),
+  ACCOUNT_STORAGE_BYTES: byteCount(256 * MIB, Number.MAX_SAFE_INTEGER),
+  LOG_LEVEL: z.enum(["debug", "info", "warn", "error"], { error: "must be debug, info, warn or error" }).default("info"),
+});
+
+export type Config = Readonly<ReturnType<typeof build>>;
+export type LogLevel = Config["logLevel"];
+
+/** A fault in the environment: one line a variable, in plain words. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+}
+
+/**
+ * Reads the configuration.
+ *
+ * @param env usually `process.env`; an empty value counts as not set
+ * @throws ConfigError naming every fault at once
+ */
+export function loadConfig(env: Record<string, string | undefined>): Config {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
+  const parsed = environment.safeParse(given);
+  if (!parsed.success) {
+    const faults = parsed.error.issues.map((issue) => `  ${issue.path.join(".")} ${issue.message}`);
+    throw new ConfigError(`The configuration has faults:\n${faults.join("\n")}`);
+  }
+  return Object.freeze(build(parsed.data));
+}
+
+function build(env: z.infer<typeof environment>) {
+  const maxFrameBytes = Math.ceil(env.MAX_BLOB_BYTES / 3) * 4 + 4 * KIB;
+  return {
+    port: env.PORT,
+    host: env.HOST,
+    dataDir: env.DATA_DIR,
+    databaseUrl: env.DATABASE_URL,
+    jwtSecret: env.JWT_SECRET,
+    registration: env.REGISTRATION,
+    corsOrigins: env.CORS_ORIGINS,
+    trustedProxies: env.TRUSTED_PROXIES,
+    rateLimits: env.RATE_LIMITS === "on",
+    logLevel: env.LOG_LEVEL,
+    maxBlobBytes: env.MAX_BLOB_BYTES,
+    /** A frame that holds the largest blob and its fields. */
+    maxFrameBytes,
+    /** A body that holds the largest blob and its fields; a batch of history shares it. */
+    maxBodyBytes: Math.max(maxFrameBytes, 2 * MIB),
+    /** Bytes a socket may leave unread before it is cut ([R5]): room for a few of the largest frames. */
+    socketBufferBytes: Math.max(1 * MIB, 4 * maxFrameBytes),
+    historyLimit: env.HISTORY_LIMIT,
+    accountStorageBytes: env.ACCOUNT_STORAGE_BYTES,
+    ...FIXED,
+  };
+}
+
+/** Refuses secrets that are long but say little: repeated characters, the placeholders of examples. */
+function isStrongSecret(secret: string): boolean {
+  return new Set(secret).size >= 10 && !/change[-_ ]?me|secret.*secret|password|example/i.test(secret);
+}
+
+function isOrigin(text: string): boolean {
+  const url = URL.parse(text);
+  return url !== null && url.origin === text;
+}
+
+function isAddressBlock(text: string): boolean {
+  const [address, prefix, ...rest] = text.split("/");
+  const version = isIP(address ?? "");
+  if (version === 0 || rest.length > 0) return false;
+  return prefix === undefined || (/^\d{1,3}$/.test(prefix) && Number(prefix) <= (version === 4 ? 32 : 128));
+}

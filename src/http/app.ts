@@ -1,0 +1,118 @@
+/** Every route of the server. */
+import { Hono } from "hono";
+import { cors } from "hono/cors";
+import { methodNotAllowed } from "hono/method-not-allowed";
+import { secureHeaders } from "hono/secure-headers";
+import { AppError } from "../errors.ts";
+import type { Logger } from "../log.ts";
+import type { Upgrade } from "../relay/upgrade.ts";
+import { authHandlers, type AuthDependencies } from "./auth.ts";
+import { changeHandlers, type ChangeDependencies } from "./changes.ts";
+import type { AppEnv, AppMiddleware } from "./context.ts";
+import { deviceHandlers, type DeviceDependencies } from "./devices.ts";
+import { createErrorHandler, errorResponse } from "./errors.ts";
+import { historyHandlers, type HistoryDependencies } from "./history.ts";
+import { opsHandlers, type OpsDependencies } from "./ops.ts";
+import { requestLog } from "./request-log.ts";
+import { requireAuth } from "./require-auth.ts";
+import { slotHandlers, type SlotDependencies } from "./slots.ts";
+
+export type AppDependencies = AuthDependencies &
+  DeviceDependencies &
+  SlotDependencies &
+  HistoryDependencies &
+  ChangeDependencies &
+  OpsDependencies & { log: Logger; upgrade: Upgrade };
+
+export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
+  const { config, log, sessions, upgrade } = dependencies;
+  const signedIn = requireAuth(sessions);
+  const auth = authHandlers(dependencies);
+  const devices = deviceHandlers(dependencies);
+  const slots = slotHandlers(dependencies);
+  const history = historyHandlers(dependencies);
+  const changes = changeHandlers(dependencies);
+  const ops = opsHandlers(dependencies);
+
+  const app = new Hono<AppEnv>();
+  app.onError(createErrorHandler(log));
+  app.notFound((c) => errorResponse(c, new AppError("not_found", "There is nothing at this address.")));
+  app.use(requestLog(log), answerHeaders());
+  app.use("/api/*", neverKept);
+  if (config.corsOrigins.length > 0) app.use("/api/*", browserAccess(config.corsOrigins));
+  app.use(
+    methodNotAllowed({
+      app,
+      onMethodNotAllowed: (c, methods) => {
+        c.header("Allow", methods.join(", "));
+        return errorResponse(c, new AppError("method_not_allowed", "This address doesn't know this method."));
+      },
+    }),
+  );
+
+  app.post("/api/auth/register", auth.register);
+  app.post("/api/auth/login", auth.login);
+  app.post("/api/auth/refresh", signedIn, auth.refresh);
+  app.post("/api/auth/password", signedIn, auth.changePassword);
+  app.get("/api/auth/account", signedIn, auth.account);
+  app.delete("/api/auth/account", signedIn, auth.removeAccount);
+  app.post("/api/auth/link-code", signedIn, auth.createLinkCode);
+  app.post("/api/auth/redeem-code", signedIn, auth.redeemLinkCode);
+
+  app.post("/api/auth/device", signedIn, devices.register);
+  app.get("/api/auth/devices", signedIn, devices.list);
+  app.delete("/api/auth/device/:id", signedIn, devices.revoke);
+
+  app.get("/api/sync/slots", signedIn, slots.list);
+  app.put("/api/sync/slots/:number", signedIn, slots.put);
+  app.delete("/api/sync/slots/:number", signedIn, slots.clear);
+  app.get("/api/sync/history", signedIn, history.list);
+  app.post("/api/sync/history", signedIn, history.push);
+  app.delete("/api/sync/history/:id", signedIn, history.remove);
+  app.get("/api/sync/changes", signedIn, changes.list);
+  app.get("/api/sync/ws", async (c) => {
+    await upgrade(c.req.raw, c.env.server);
+    return new Response(null, { status: 101 });
+  });
+
+  app.get("/api/info", ops.info);
+  app.get("/healthz", ops.alive);
+  app.get("/readyz", ops.ready);
+  return app;
+}
+
+/**
+ * Answers are data for programs: nothing in them is to be rendered, framed or guessed at. What only matters to pages is
+ * left out, and HSTS is for whoever ends TLS.
+ */
+function answerHeaders(): AppMiddleware {
+  return secureHeaders({
+    contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
+    crossOriginOpenerPolicy: false,
+    originAgentCluster: false,
+    removePoweredBy: false,
+    strictTransportSecurity: false,
+    xDnsPrefetchControl: false,
+    xDownloadOptions: false,
+    xFrameOptions: false,
+    xPermittedCrossDomainPolicies: false,
+    xXssProtection: false,
+  });
+}
+
+/** Answers hold tokens and clips: no cache on the way keeps them (RFC 9111 §5.2.2.5). */
+const neverKept: AppMiddleware = async (c, next) => {
+  await next();
+  c.res.headers.set("Cache-Control", "no-store");
+};
+
+/** CORS for the origins that the configuration names. Tokens travel in a header, so no credentials are allowed. */
+function browserAccess(origins: string[]): AppMiddleware {
+  return cors({
+    origin: origins,
+    allowMethods: ["GET", "PUT", "POST", "DELETE"],
+    allowHeaders: ["Authorization", "Content-Type"],
+    exposeHeaders: ["Link", "Retry-After", "X-Request-Id"],
+    maxAge: 600,
+  });
+}

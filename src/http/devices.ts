@@ -1,0 +1,49 @@
+/** The devices of the signed-in account. */
+import type { Devices } from "../accounts/devices.ts";
+import { formatTime, uuid, type Protocol } from "../protocol.ts";
+import { validate } from "../validate.ts";
+import { ACCOUNT_BODY_BYTES } from "./auth.ts";
+import type { AppContext } from "./context.ts";
+import { readBody } from "./read-body.ts";
+
+/** Who holds a socket, as far as this instance knows. */
+export interface ConnectedDevices {
+  isConnected(userId: string, deviceId: string): boolean;
+}
+
+export interface DeviceDependencies {
+  protocol: Protocol;
+  devices: Devices;
+  presence: ConnectedDevices;
+}
+
+export function deviceHandlers({ protocol, devices, presence }: DeviceDependencies) {
+  return {
+    register: async (c: AppContext) => {
+      const body = await readBody(c.req.raw, protocol.device, ACCOUNT_BODY_BYTES);
+      const { deviceId, token } = await devices.register(c.var.identity, body.name, body.device_type);
+      return c.json({ device_id: deviceId, token }, 201);
+    },
+
+    list: async (c: AppContext) => {
+      const { userId } = c.var.identity;
+      const list = await devices.list(userId);
+      return c.json(
+        list.map((device) => ({
+          id: device.id,
+          name: device.name,
+          device_type: device.deviceType,
+          last_seen: formatTime(device.lastSeen),
+          created_at: formatTime(device.createdAt),
+          connected: presence.isConnected(userId, device.id),
+          behind: device.behind,
+        })),
+      );
+    },
+
+    revoke: async (c: AppContext) => {
+      await devices.revoke(c.var.identity.userId, validate(uuid, c.req.param("id"), "The device's id"));
+      return c.body(null, 204);
+    },
+  };
+}

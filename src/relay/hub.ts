@@ -1,0 +1,261 @@
+/**
+ * The sockets of this instance, by account. Each account with sockets here has a channel: one native topic, and the
+ * seq up to which its changes have been published on it. A change that this instance commits is published at once
+ * when it follows what was published; otherwise another instance wrote in between, and the channel reads the gap from
+ * the database, so every socket hears every change in seq order ([R1]).
+ */
+import type { Server, ServerWebSocket } from "bun";
+import type { Bus, Revocation } from "../bus/bus.ts";
+import type { Config } from "../config.ts";
+import { CLOSE } from "../errors.ts";
+import type { Logger } from "../log.ts";
+import { changeMessage } from "../protocol.ts";
+import type { Change, Storage } from "../storage/storage.ts";
+import type { ResyncReason } from "../sync/cursor.ts";
+import type { Commit } from "../sync/writer.ts";
+import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
+import type { Presence } from "./presence.ts";
+
+export interface SocketData {
+  userId: string;
+  deviceId: string;
+  tokenGeneration: number;
+  /** Milliseconds; past it the socket is closed ([R6]). */
+  tokenExpiresAt: number;
+  protocol: 1 | 2;
+  /** Send changes after this seq. */
+  fromSeq: number;
+  /** Deletions up to this seq are no news to the client: it starts from nothing, later than they were. */
+  emptyUntilSeq: number;
+  /** Protocol 2: why its cursor can't be served. */
+  resync: ResyncReason | undefined;
+  /** Writes whose outcome is not known yet. */
+  inFlight: number;
+  /** Set when the socket opens. */
+  delivery: Delivery | undefined;
+}
+
+export type Socket = ServerWebSocket<SocketData>;
+
+interface Channel extends DeliveryChannel {
+  readonly userId: string;
+  coveredSeq: number | undefined;
+  /** The account's counter is known to stand here or beyond. */
+  knownSeq: number;
+  /** Another instance or a read says that the counter stands at `seq` or beyond. */
+  observe(seq: number): void;
+  filling: Promise<void> | undefined;
+  readonly sockets: Set<Socket>;
+  /** Where changes came from that are published from the database. */
+  readonly origins: Map<number, Socket>;
+}
+
+export interface HubOptions {
+  storage: Storage;
+  config: Config;
+  bus: Bus;
+  presence: Presence;
+  log: Logger;
+}
+
+export type Hub = ReturnType<typeof createHub>;
+
+export function createHub({ storage, config, bus, presence, log }: HubOptions) {
+  const channels = new Map<string, Channel>();
+  let server: Pick<Server<SocketData>, "publish"> | undefined;
+
+  return {
+    /** The server whose topics carry the messages; known only once it listens. */
+    attach(listening: Pick<Server<SocketData>, "publish">) {
+      server = listening;
+    },
+    join,
+    leave,
+    onCommit,
+    announce,
+    look,
+    closeRevoked,
+    closeExpired,
+    closeAll,
+    isConnected: (userId: string, deviceId: string) =>
+      channels.get(userId)?.sockets.values().some((socket) => socket.data.deviceId === deviceId) ?? false,
+    get socketCount() {
+      let count = 0;
+      for (const channel of channels.values()) count += channel.sockets.size;
+      return count;
+    },
+  };
+
+  // Sockets
+
+  /** @param onCaughtUp protocol 2: everything up to `seq` has been sent */
+  function join(socket: Socket, onCaughtUp: (seq: number) => void): void {
+    const { userId, deviceId, protocol, fromSeq } = socket.data;
+    const channel = channels.get(userId) ?? openChannel(userId);
+    channel.sockets.add(socket);
+    const confirms = protocol === 1;
+    const delivery = createDelivery({
+      socket,
+      storage,
+      channel,
+      config,
+      userId,
+      confirms,
+      emptyUntilSeq: socket.data.emptyUntilSeq,
+      fromSeq: confirms ? Math.max(fromSeq, presence.unwrittenSeq(deviceId)) : fromSeq,
+      onCaughtUp,
+      onFault: (error) => log.warn("changes could not be read for a device; trying again", { error }),
+      onConfirmed: (seq) => presence.note(userId, deviceId, seq),
+    });
+    socket.data.delivery = delivery;
+    presence.note(userId, deviceId, 0);
+    void delivery.advance();
+  }
+
+  function leave(socket: Socket): void {
+    const { userId, deviceId, delivery } = socket.data;
+    delivery?.close();
+    const channel = channels.get(userId);
+    if (channel === undefined || !channel.sockets.delete(socket)) return;
+    presence.note(userId, deviceId, 0);
+    if (channel.sockets.size === 0) channels.delete(userId);
+  }
+
+  // Changes
+
+  /** Hears of every commit of this instance, in commit order, before its writers do. */
+  function onCommit(commits: Commit<Socket>[]): void {
+    for (const commit of commits) {
+      const channel = channels.get(commit.userId);
+      if (channel !== undefined) relay(channel, commit);
+      bus.tell({ kind: "changes", userId: commit.userId, seq: commit.seq });
+    }
+  }
+
+  function relay(channel: Channel, commit: Commit<Socket>): void {
+    if (channel.filling === undefined && channel.coveredSeq === commit.previousSeq) {
+      for (const [index, change] of commit.changes.entries()) publish(channel, change, commit.origins[index]);
+      channel.coveredSeq = commit.seq;
+      channel.knownSeq = Math.max(channel.knownSeq, commit.seq);
+      return;
+    }
+    for (const [index, change] of commit.changes.entries()) {
+      const origin = commit.origins[index];
+      if (origin !== undefined) channel.origins.set(change.seq, origin);
+    }
+    channel.observe(commit.seq);
+  }
+
+  /** Another instance says that the account's counter reached `seq`. */
+  function announce(userId: string, seq: number): void {
+    channels.get(userId)?.observe(seq);
+  }
+
+  function openChannel(userId: string): Channel {
+    const channel: Channel = {
+      userId,
+      topic: userId,
+      coveredSeq: undefined,
+      knownSeq: 0,
+      filling: undefined,
+      sockets: new Set(),
+      origins: new Map(),
+      observe(seq) {
+        channel.knownSeq = Math.max(channel.knownSeq, seq);
+        if (channel.coveredSeq !== undefined && channel.coveredSeq < channel.knownSeq) void channel.caughtUp();
+      },
+      reached(seq) {
+        channel.coveredSeq ??= seq;
+        channel.observe(seq);
+      },
+      caughtUp() {
+        channel.filling ??= fill(channel).finally(() => {
+          channel.filling = undefined;
+          for (const socket of channel.sockets) void socket.data.delivery?.advance();
+        });
+        return channel.filling;
+      },
+    };
+    channels.set(userId, channel);
+    return channel;
+  }
+
+  /** Publishes what other instances wrote, from the database, until nothing is known to be missing. */
+  async function fill(channel: Channel): Promise<void> {
+    try {
+      while (channel.coveredSeq !== undefined && channel.coveredSeq < channel.knownSeq && channel.sockets.size > 0) {
+        const page = await storage.changesAfter(channel.userId, channel.coveredSeq, {
+          limit: config.sync.catchUpPageItems,
+          maxBytes: config.sync.catchUpPageBytes,
+        });
+        for (const change of page.changes) publish(channel, change, channel.origins.get(change.seq));
+        if (page.throughSeq <= channel.coveredSeq && !page.hasMore) break; // the account is gone
+        channel.coveredSeq = page.throughSeq;
+      }
+    } catch (error) {
+      log.warn("changes could not be read for the relay; trying again", { error });
+    }
+    for (const seq of channel.origins.keys()) {
+      if (seq <= (channel.coveredSeq ?? 0)) channel.origins.delete(seq);
+    }
+  }
+
+  /** One text for all receivers; a client of protocol 1 ignores the fields it does not know. */
+  function publish(channel: Channel, change: Change, origin: Socket | undefined): void {
+    const leftOut = origin?.data.delivery?.needsOwnSlot(change) === true ? undefined : origin;
+    const receivers = [...channel.sockets].filter((socket) => socket !== leftOut && socket.data.delivery?.isLive === true);
+    if (receivers.length > 0) {
+      const message = JSON.stringify(changeMessage(change));
+      if (leftOut === undefined) server?.publish(channel.topic, message);
+      else leftOut.publish(channel.topic, message);
+    }
+    for (const socket of receivers) socket.data.delivery?.published(change);
+    leftOut?.data.delivery?.passedOver(change.seq);
+  }
+
+  /** Looks for changes nobody told of, and goes on with sockets that had to wait for the database. */
+  async function look(): Promise<void> {
+    const seqs = await storage.accountSeqs([...channels.keys()]);
+    for (const [userId, seq] of seqs) announce(userId, seq);
+    for (const channel of channels.values()) {
+      for (const socket of channel.sockets) void socket.data.delivery?.advance();
+    }
+  }
+
+  // Ends
+
+  /** [R6] Closes the sockets whose token was revoked. */
+  function closeRevoked({ userId, deviceId, tokenGeneration }: Revocation): void {
+    for (const socket of channels.get(userId)?.sockets ?? []) {
+      const { data } = socket;
+      const revoked = deviceId === null ? data.tokenGeneration < (tokenGeneration ?? Number.POSITIVE_INFINITY) : data.deviceId === deviceId;
+      if (revoked) end(socket, CLOSE.unauthorized, "The token no longer counts; sign in again.");
+    }
+  }
+
+  /** [R6] Closes sockets whose token has ended, and those that leave a ping without an answer ([R5]). */
+  function closeExpired(now: number): void {
+    const pingDeadline = performance.now() - config.relay.confirmTimeoutMs;
+    for (const channel of channels.values()) {
+      for (const socket of channel.sockets) {
+        if (socket.data.tokenExpiresAt <= now) end(socket, CLOSE.unauthorized, "The token has expired; sign in again.");
+        else if ((socket.data.delivery?.pingedAt ?? Number.POSITIVE_INFINITY) < pingDeadline) {
+          end(socket, CLOSE.policyViolation, "No pong came for a ping.");
+        }
+      }
+    }
+  }
+
+  function closeAll(code: number, reason: string): void {
+    for (const channel of channels.values()) {
+      for (const socket of channel.sockets) end(socket, code, reason);
+    }
+  }
+
+  /** Says goodbye, and cuts the socket when the other side does not answer in time. */
+  function end(socket: Socket, code: number, reason: string): void {
+    leave(socket);
+    socket.close(code, reason);
+    setTimeout(() => socket.terminate(), config.relay.closeGraceMs).unref();
+  }
+}

@@ -1,0 +1,189 @@
+/**
+ * The WebSocket edge: the upgrade, and Bun's handler. A frame is parsed, becomes a write, and its outcome becomes an
+ * answer; nothing here awaits before the write is queued, so the writes of a socket keep their order.
+ */
+import type { WebSocketHandler } from "bun";
+import type { Config } from "../config.ts";
+import { AppError, CLOSE } from "../errors.ts";
+import { publicLimits } from "../limits.ts";
+import type { Logger } from "../log.ts";
+import { createProtocol, formatTime, type ClientMessage } from "../protocol.ts";
+import type { Write, WriteOutcome } from "../storage/storage.ts";
+import { encodeCursor } from "../sync/cursor.ts";
+import type { Writer } from "../sync/writer.ts";
+import type { Hub, Socket, SocketData } from "./hub.ts";
+
+export interface SocketOptions {
+  config: Config;
+  hub: Hub;
+  writer: Writer<Socket>;
+  log: Logger;
+  /** The database's epoch, for cursors. */
+  epoch: string;
+}
+
+/** Bun's handler. A throw in it would end the process, so every entry is guarded. */
+export function createSocketHandler({ config, hub, writer, log, epoch }: SocketOptions): WebSocketHandler<SocketData> {
+  const { clientMessage } = createProtocol(config);
+  const { socketInFlightHigh, socketInFlightLow } = config.relay;
+
+  return {
+    maxPayloadLength: config.maxFrameBytes,
+    idleTimeout: config.relay.idleTimeoutSeconds,
+    sendPings: true,
+    perMessageDeflate: false,
+    // [R5] Without these Bun silently skips a reader that is too slow.
+    backpressureLimit: config.socketBufferBytes,
+    closeOnBackpressureLimit: true,
+
+    open: guarded((socket) => {
+      if (socket.data.protocol === 2) sendWelcome(socket);
+      if (socket.data.resync !== undefined) {
+        sendJson(socket, { type: "resync_required", reason: socket.data.resync });
+        socket.close(CLOSE.resyncRequired, "Come back without a cursor.");
+        return;
+      }
+      hub.join(socket, (seq) => {
+        if (socket.data.protocol === 2) sendJson(socket, { type: "sync_complete", cursor: encodeCursor(epoch, seq) });
+      });
+    }),
+    message: guarded((socket, frame: string | Buffer) => receive(socket, frame)),
+    pong: guarded((socket, payload: Buffer) => socket.data.delivery?.confirm(payload.toString())),
+    drain: guarded((socket) => void socket.data.delivery?.advance()),
+    close: guarded((socket) => hub.leave(socket)),
+  };
+
+  function sendWelcome(socket: Socket): void {
+    sendJson(socket, {
+      type: "welcome",
+      protocol: 2,
+      cursor: encodeCursor(epoch, socket.data.fromSeq),
+      server_time: formatTime(Date.now()),
+      device_id: socket.data.deviceId,
+      limits: publicLimits(config),
+    });
+  }
+
+  function receive(socket: Socket, frame: string | Buffer): void {
+    const parsed = parse(frame);
+    if ("fault" in parsed) {
+      sendError(socket, new AppError("bad_request", parsed.fault), parsed.ref);
+      return;
+    }
+    const { message } = parsed;
+    const { data } = socket;
+    data.inFlight += 1;
+    if (data.inFlight === socketInFlightHigh) socket.pause();
+    writer
+      .submit(toWrite(message, data), socket)
+      .then(
+        (outcome) => answer(socket, message, outcome),
+        (error: unknown) => refuse(socket, message, error),
+      )
+      .catch((error: unknown) => log.error("an answer could not be sent", { error }))
+      .finally(() => {
+        data.inFlight -= 1;
+        if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
+      });
+  }
+
+  function parse(frame: string | Buffer): { message: ClientMessage } | { fault: string; ref: string | undefined } {
+    if (typeof frame !== "string") return { fault: "Messages are JSON text, not binary.", ref: undefined };
+    let json: unknown;
+    try {
+      json = JSON.parse(frame);
+    } catch {
+      return { fault: "The message is not valid JSON.", ref: undefined };
+    }
+    const result = clientMessage.safeParse(json);
+    if (result.success) return { message: result.data };
+    const [issue] = result.error.issues;
+    const field = issue?.path.join(".") ?? "";
+    return { fault: field === "" ? "The message is not one this server knows." : `${field}: ${issue?.message}`, ref: refOf(json, config.sync.refMaxLength) };
+  }
+
+  /** [W6] tells the loser what stands; `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */
+  function answer(socket: Socket, message: ClientMessage, outcome: WriteOutcome): void {
+    switch (outcome.result) {
+      case "revoked":
+        socket.close(CLOSE.unauthorized, "The token no longer counts; sign in again.");
+        return;
+      case "quota_exceeded":
+        sendError(socket, new AppError("quota_exceeded", "The account's storage is full."), message.ref);
+        return;
+      case "not_found":
+        sendError(socket, new AppError("not_found", "There is no such history item."), message.ref);
+        return;
+      case "applied":
+      case "duplicate":
+      case "stale":
+        if (outcome.result === "stale" && outcome.winner !== null) socket.data.delivery?.sendWinner(outcome.winner);
+        if (message.ref !== undefined) sendJson(socket, { type: "ack", ref: message.ref, result: outcome.result, seq: outcome.seq });
+    }
+  }
+
+  function refuse(socket: Socket, message: ClientMessage, error: unknown): void {
+    if (!(error instanceof AppError)) log.error("a write failed", { error });
+    sendError(socket, error instanceof AppError ? error : new AppError("internal", "Something went wrong on the server."), message.ref);
+  }
+
+  function sendError(socket: Socket, error: AppError, ref: string | undefined): void {
+    sendJson(socket, {
+      type: "error",
+      message: error.message,
+      code: error.code,
+      ...(ref === undefined ? {} : { ref }),
+      ...(error.retryAfterMs === undefined ? {} : { retry_after_ms: error.retryAfterMs }),
+    });
+  }
+
+  function guarded<Rest extends unknown[]>(handle: (socket: Socket, ...rest: Rest) => void) {
+    return (socket: Socket, ...rest: Rest): void => {
+      try {
+        handle(socket, ...rest);
+      } catch (error) {
+        log.error("a socket handler failed", { error });
+        socket.close(CLOSE.internalError, "Something went wrong on the server.");
+      }
+    };
+  }
+}
+
+function sendJson(socket: Socket, message: Record<string, unknown>): void {
+  socket.send(JSON.stringify(message));
+}
+
+/** The `ref` of a message that is otherwise wrong, so that its sender knows which one it was. */
+function refOf(json: unknown, maxLength: number): string | undefined {
+  if (typeof json !== "object" || json === null || !("ref" in json)) return undefined;
+  return typeof json.ref === "string" && json.ref.length <= maxLength ? json.ref : undefined;
+}
+
+function toWrite(message: ClientMessage, data: SocketData): Write {
+  const author = { userId: data.userId, deviceId: data.deviceId, tokenGeneration: data.tokenGeneration };
+  switch (message.type) {
+    case "slot_update":
+      return {
+        kind: "slot",
+        author,
+        slotNumber: message.slot_number,
+        blob: message.encrypted_blob,
+        timestamp: message.timestamp,
+        baseSeq: message.base_seq ?? null,
+      };
+    case "slot_clear":
+      return { kind: "slot", author, slotNumber: message.slot_number, blob: null, timestamp: message.timestamp, baseSeq: message.base_seq ?? null };
+    case "history_push":
+      return {
+        kind: "history_push",
+        author,
+        id: message.id,
+        blob: message.encrypted_blob,
+        contentHash: message.content_hash,
+        createdAt: message.created_at ?? Date.now(),
+        expiresAt: message.expires_at ?? null,
+      };
+    case "history_delete":
+      return { kind: "history_delete", author, id: message.id };
+  }
+}

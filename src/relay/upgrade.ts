@@ -1,0 +1,90 @@
+/** GET /api/sync/ws: who connects, and from where on. Everything is decided before the upgrade, so a refusal is plain HTTP. */
+import type { Server } from "bun";
+import type { Sessions } from "../accounts/sessions.ts";
+import { deadToken } from "../accounts/tokens.ts";
+import { AppError } from "../errors.ts";
+import type { Storage } from "../storage/storage.ts";
+import { decodeCursor, resyncReason } from "../sync/cursor.ts";
+import type { SocketData } from "./hub.ts";
+
+/** The subprotocol a browser offers first; the token follows as the second ([P2]). */
+const SUBPROTOCOL = "clipslot";
+
+export interface UpgradeOptions {
+  sessions: Sessions;
+  storage: Storage;
+  /** Origins besides our own whose pages may open a socket. */
+  corsOrigins: readonly string[];
+}
+
+/**
+ * Upgrades the request.
+ *
+ * @returns once the socket is open
+ * @throws AppError `token_missing`, `token_invalid`, `device_required`, `origin_forbidden`, `bad_request`, `upgrade_required`
+ */
+export type Upgrade = (request: Request, server: Server<SocketData>) => Promise<void>;
+
+export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions): Upgrade {
+  return async (request, server) => {
+    if (request.headers.get("upgrade")?.toLowerCase() !== "websocket") {
+      throw new AppError("upgrade_required", "This address speaks WebSocket only.");
+    }
+    refuseForeignOrigin(request);
+    const query = new URL(request.url).searchParams;
+    const { token, subprotocol } = findToken(request, query);
+    const { identity, state } = await sessions.open(token);
+    const { userId, deviceId, tokenGeneration, expiresAt } = identity;
+    if (deviceId === null || state.device === null) throw new AppError("device_required", "A socket needs a device's token.");
+
+    const protocol = readProtocol(query.get("protocol"));
+    const start =
+      protocol === 1
+        ? { fromSeq: state.device.confirmedSeq, emptyUntilSeq: 0, resync: undefined }
+        : await readCursor(userId, query.get("cursor"));
+    const data: SocketData = {
+      userId,
+      deviceId,
+      tokenGeneration,
+      tokenExpiresAt: expiresAt,
+      protocol,
+      ...start,
+      inFlight: 0,
+      delivery: undefined,
+    };
+    const headers = subprotocol === undefined ? {} : { "Sec-WebSocket-Protocol": subprotocol };
+    if (!server.upgrade(request, { data, headers })) throw new AppError("bad_request", "The WebSocket handshake is not valid.");
+  };
+
+  /** A browser says which page asks; a page of elsewhere has no business with a user's clips. Programs send no Origin. */
+  function refuseForeignOrigin(request: Request): void {
+    const origin = request.headers.get("origin");
+    if (origin === null || corsOrigins.includes(origin) || URL.parse(origin)?.host === request.headers.get("host")) return;
+    throw new AppError("origin_forbidden", "This origin may not connect.");
+  }
+
+  async function readCursor(userId: string, text: string | null) {
+    const account = await storage.summary(userId);
+    if (account === null) throw deadToken();
+    if (text === null || text === "") return { fromSeq: 0, emptyUntilSeq: account.seq, resync: undefined };
+    const cursor = decodeCursor(storage.epoch, text);
+    const resync = "resync" in cursor ? cursor.resync : resyncReason(cursor.seq, account);
+    return { fromSeq: "seq" in cursor ? cursor.seq : 0, emptyUntilSeq: 0, resync };
+  }
+}
+
+function readProtocol(text: string | null): 1 | 2 {
+  if (text === null || text === "1") return 1;
+  if (text === "2") return 2;
+  throw new AppError("bad_request", "protocol: must be 1 or 2.");
+}
+
+function findToken(request: Request, query: URLSearchParams): { token: string; subprotocol: string | undefined } {
+  const [first, second] = (request.headers.get("sec-websocket-protocol") ?? "").split(",").map((part) => part.trim());
+  if (first === SUBPROTOCOL && second !== undefined && second !== "") return { token: second, subprotocol: SUBPROTOCOL };
+  const [scheme, bearer] = (request.headers.get("authorization") ?? "").split(" ");
+  if (scheme?.toLowerCase() === "bearer" && bearer !== undefined && bearer !== "") return { token: bearer, subprotocol: undefined };
+  const token = query.get("token");
+  if (token !== null && token !== "") return { token, subprotocol: undefined };
+  throw new AppError("token_missing", "A token is missing or has expired.");
+}

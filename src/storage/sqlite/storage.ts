@@ -1,0 +1,372 @@
+/**
+ * The storage port on SQLite. bun:sqlite is synchronous: an operation is done before its promise is made, and one that
+ * changes several rows is one immediate transaction.
+ */
+import { SQLiteError, type Database } from "bun:sqlite";
+import { and, asc, desc, eq, gt, inArray, isNull, lt, lte, ne, or, sql } from "drizzle-orm";
+import { drizzle } from "drizzle-orm/bun-sqlite";
+import { AppError } from "../../errors.ts";
+import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
+import { prepareChanges } from "./changes.ts";
+import { openSqliteFile } from "./open.ts";
+import { devices, historyTombstones, invites, linkCodes, syncedHistory, syncedSlots, users } from "./schema.ts";
+import { prepareWrites } from "./writes.ts";
+
+/**
+ * Opens (and creates, and migrates) the database in this file.
+ *
+ * @throws DatabaseInUseError when another server holds the file
+ */
+export async function openSqliteStorage(path: string): Promise<Storage> {
+  const file = openSqliteFile(path);
+  const { client } = file;
+  const db = drizzle({ client });
+  const applyWrites = prepareWrites(client, db);
+  const changesAfter = prepareChanges(client, db);
+  const given = sql.placeholder;
+
+  const tokenGeneration = db
+    .select({ tokenGeneration: users.tokenGeneration })
+    .from(users)
+    .where(eq(users.id, given("userId")))
+    .prepare();
+  const liveDevice = db
+    .select({ confirmedSeq: devices.confirmedSeq, name: devices.name })
+    .from(devices)
+    .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
+    .prepare();
+  const slotList = db
+    .select({
+      slotNumber: syncedSlots.slotNumber,
+      bytes: syncedSlots.encryptedBlob,
+      updatedAt: syncedSlots.updatedAt,
+      updatedBy: syncedSlots.updatedBy,
+      seq: syncedSlots.seq,
+    })
+    .from(syncedSlots)
+    .where(and(eq(syncedSlots.userId, given("userId")), eq(syncedSlots.cleared, false)))
+    .orderBy(syncedSlots.slotNumber)
+    .prepare();
+  const historyPage = (keyset: boolean) =>
+    db
+      .select({
+        id: syncedHistory.id,
+        bytes: syncedHistory.encryptedBlob,
+        contentHash: syncedHistory.contentHash,
+        deviceId: syncedHistory.deviceId,
+        createdAt: syncedHistory.createdAt,
+        expiresAt: syncedHistory.expiresAt,
+        seq: syncedHistory.seq,
+      })
+      .from(syncedHistory)
+      .where(
+        and(
+          eq(syncedHistory.userId, given("userId")),
+          keyset
+            ? or(
+                lt(syncedHistory.createdAt, given("beforeCreatedAt")),
+                and(eq(syncedHistory.createdAt, given("beforeCreatedAt")), lt(syncedHistory.id, given("beforeId"))),
+              )
+            : undefined,
+          keyset ? lte(syncedHistory.createdAt, given("beforeCreatedAt")) : undefined,
+        ),
+      )
+      .orderBy(desc(syncedHistory.createdAt), desc(syncedHistory.id))
+      .limit(given("limit"))
+      .offset(given("offset"))
+      .prepare();
+  const firstHistoryPage = historyPage(false);
+  const nextHistoryPage = historyPage(true);
+  const savePresence = db
+    .update(devices)
+    .set({
+      lastSeen: sql`max(${devices.lastSeen}, ${given("lastSeen")})`,
+      confirmedSeq: sql`max(${devices.confirmedSeq}, ${given("confirmedSeq")})`,
+    })
+    .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId"))))
+    .prepare();
+
+  return {
+    dialect: "sqlite",
+    epoch: file.epoch,
+
+    applyWrites: (writes, limits, now) => run(() => applyWrites(writes, limits, now)),
+
+    changesAfter: (userId, afterSeq, page) => run(() => changesAfter(userId, afterSeq, page)),
+
+    accountSeqs: (userIds) =>
+      run(() => {
+        const rows = db
+          .select({ id: users.id, seq: users.seq })
+          .from(users)
+          .where(inArray(users.id, [...userIds]))
+          .all();
+        return new Map(rows.map((row) => [row.id, row.seq]));
+      }),
+
+    summary: (userId) =>
+      run(
+        () =>
+          db
+            .select({
+              seq: users.seq,
+              oldestCursorSeq: users.oldestCursorSeq,
+              storedBytes: users.storedBytes,
+              historyItems: users.historyItems,
+            })
+            .from(users)
+            .where(eq(users.id, userId))
+            .get() ?? null,
+      ),
+
+    slots: (userId) => run(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
+
+    history: (userId, { limit, offset, before }) =>
+      run(() => {
+        const rows =
+          before === null
+            ? firstHistoryPage.all({ userId, limit, offset })
+            : nextHistoryPage.all({ userId, limit, offset, beforeCreatedAt: before.createdAt, beforeId: before.id });
+        return rows.map(({ bytes, ...item }) => ({ ...item, blob: bytes.toString("base64") }));
+      }),
+
+    createUser: (user) => run(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
+
+    userByEmail: (email) => run(() => oneUser(db.select(userColumns).from(users).where(eq(users.email, email)).get())),
+
+    userById: (userId) => run(() => oneUser(db.select(userColumns).from(users).where(eq(users.id, userId)).get())),
+
+    users: (after, limit) =>
+      run(() =>
+        db
+          .select(userColumns)
+          .from(users)
+          .where(after === null ? undefined : gt(users.id, after))
+          .orderBy(users.id)
+          .limit(limit)
+          .all(),
+      ),
+
+    changePassword: (userId, passwordHash, keepDeviceId, now) =>
+      transaction(client, () => {
+        const changed = db
+          .update(users)
+          .set({ passwordHash, tokenGeneration: sql`${users.tokenGeneration} + 1` })
+          .where(eq(users.id, userId))
+          .returning({ tokenGeneration: users.tokenGeneration })
+          .get();
+        if (changed === undefined) return null;
+        db.update(devices)
+          .set({ revokedAt: now })
+          .where(
+            and(eq(devices.userId, userId), isNull(devices.revokedAt), keepDeviceId === null ? undefined : ne(devices.id, keepDeviceId)),
+          )
+          .run();
+        return changed.tokenGeneration;
+      }),
+
+    deleteUser: (userId) => run(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
+
+    registerDevice: (device, maxDevices) =>
+      transaction(client, () => {
+        const account = db.select({ seq: users.seq }).from(users).where(eq(users.id, device.userId)).get();
+        if (account === undefined) return null;
+        const live = db
+          .select({ id: devices.id })
+          .from(devices)
+          .where(liveDevices(device.userId, device.createdAt))
+          .orderBy(asc(devices.lastSeen), asc(devices.id))
+          .all();
+        const revoked = live.slice(0, Math.max(0, live.length + 1 - maxDevices)).map(({ id }) => id);
+        if (revoked.length > 0) {
+          db.update(devices)
+            .set({ revokedAt: device.createdAt })
+            .where(and(eq(devices.userId, device.userId), inArray(devices.id, revoked)))
+            .run();
+        }
+        db.insert(devices)
+          .values({ ...device, lastSeen: device.createdAt, confirmedSeq: account.seq })
+          .run();
+        return { revoked };
+      }),
+
+    devices: (userId, now) =>
+      run(() => db.select(deviceColumns).from(devices).where(liveDevices(userId, now)).orderBy(asc(devices.createdAt), asc(devices.id)).all()),
+
+    revokeDevice: (userId, deviceId, now) =>
+      run(
+        () =>
+          db
+            .update(devices)
+            .set({ revokedAt: now })
+            .where(and(eq(devices.userId, userId), eq(devices.id, deviceId), isNull(devices.revokedAt)))
+            .returning({ id: devices.id })
+            .all().length === 1,
+      ),
+
+    extendDevice: (userId, deviceId, tokenExpiresAt) =>
+      run(
+        () =>
+          db
+            .update(devices)
+            .set({ tokenExpiresAt: sql`max(${devices.tokenExpiresAt}, ${tokenExpiresAt})` })
+            .where(and(eq(devices.userId, userId), eq(devices.id, deviceId), isNull(devices.revokedAt)))
+            .returning({ id: devices.id })
+            .all().length === 1,
+      ),
+
+    tokenState: (userId, deviceId) =>
+      run(() => {
+        const account = tokenGeneration.get({ userId });
+        if (account === undefined) return null;
+        return {
+          tokenGeneration: account.tokenGeneration,
+          device: deviceId === null ? null : (liveDevice.get({ userId, deviceId }) ?? null),
+        };
+      }),
+
+    recordPresence: (presences) =>
+      transaction(client, () => {
+        for (const presence of presences) savePresence.run({ ...presence });
+      }),
+
+    putLinkCode: (code, _now) =>
+      run(() => {
+        db.insert(linkCodes)
+          .values(code)
+          .onConflictDoUpdate({ target: linkCodes.userId, set: { ...code, wrongTries: 0 } })
+          .run();
+      }),
+
+    takeLinkCode: (userId, codeDigest, maxWrongTries, now) =>
+      transaction(client, () => {
+        const code = db.select().from(linkCodes).where(eq(linkCodes.userId, userId)).get();
+        if (code === undefined) return null;
+        const right = code.codeDigest === codeDigest && code.expiresAt > now;
+        const spent = right || code.expiresAt <= now || code.wrongTries + 1 >= maxWrongTries;
+        if (spent) db.delete(linkCodes).where(eq(linkCodes.userId, userId)).run();
+        else
+          db.update(linkCodes)
+            .set({ wrongTries: code.wrongTries + 1 })
+            .where(eq(linkCodes.userId, userId))
+            .run();
+        return right ? code.sealedKey : null;
+      }),
+
+    createInvite: (invite) =>
+      run(() => {
+        db.insert(invites).values(invite).run();
+      }),
+
+    createInvitedUser: (user, inviteDigest) =>
+      transaction(client, () => {
+        const invite = db.select().from(invites).where(eq(invites.digest, inviteDigest)).get();
+        if (invite === undefined || invite.expiresAt <= user.createdAt) return "invite_invalid";
+        const created = db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1;
+        if (!created) return "taken";
+        db.delete(invites).where(eq(invites.digest, inviteDigest)).run();
+        return "created";
+      }),
+
+    retain: (userId, now, tombstonesBefore, limit) => transaction(client, () => retain(userId, now, tombstonesBefore, limit)),
+
+    ping: () =>
+      run(() => {
+        db.get(sql`SELECT 1`);
+      }),
+
+    close: () => run(() => file.close()),
+  };
+
+  function retain(userId: string, now: number, tombstonesBefore: number, limit: number): AccountProgress | null {
+    const account = db.select().from(users).where(eq(users.id, userId)).get();
+    if (account === undefined) return null;
+    const old = db
+      .select({ id: historyTombstones.id, seq: historyTombstones.seq })
+      .from(historyTombstones)
+      .where(and(eq(historyTombstones.userId, userId), lt(historyTombstones.deletedAt, tombstonesBefore)))
+      .orderBy(asc(historyTombstones.seq))
+      .limit(limit)
+      .all();
+    for (const { id } of old) {
+      db.delete(historyTombstones)
+        .where(and(eq(historyTombstones.userId, userId), eq(historyTombstones.id, id)))
+        .run();
+    }
+    const oldestCursorSeq = Math.max(account.oldestCursorSeq, old.at(-1)?.seq ?? 0);
+    const dead = db
+      .select({ id: syncedHistory.id, bytes: sql<number>`length(${syncedHistory.encryptedBlob})` })
+      .from(syncedHistory)
+      .where(and(eq(syncedHistory.userId, userId), lte(syncedHistory.expiresAt, now)))
+      .limit(limit)
+      .all();
+    const changes = dead.map(({ id }, index): Change => ({ kind: "history_deletion", seq: account.seq + 1 + index, id }));
+    for (const { id } of dead) {
+      db.delete(syncedHistory)
+        .where(and(eq(syncedHistory.userId, userId), eq(syncedHistory.id, id)))
+        .run();
+    }
+    if (dead.length > 0) {
+      db.insert(historyTombstones)
+        .values(dead.map(({ id }, index) => ({ userId, id, seq: account.seq + 1 + index, deletedAt: now })))
+        .run();
+    }
+    const seq = account.seq + dead.length;
+    const storedBytes = account.storedBytes - dead.reduce((sum, { bytes }) => sum + bytes, 0);
+    if (old.length > 0 || dead.length > 0) {
+      db.update(users)
+        .set({ seq, oldestCursorSeq, storedBytes, historyItems: account.historyItems - dead.length })
+        .where(eq(users.id, userId))
+        .run();
+    }
+    return { userId, previousSeq: account.seq, seq, changes };
+  }
+}
+
+const userColumns = {
+  id: users.id,
+  email: users.email,
+  passwordHash: users.passwordHash,
+  createdAt: users.createdAt,
+  tokenGeneration: users.tokenGeneration,
+  seq: users.seq,
+};
+
+const deviceColumns = {
+  id: devices.id,
+  name: devices.name,
+  deviceType: devices.deviceType,
+  lastSeen: devices.lastSeen,
+  createdAt: devices.createdAt,
+  confirmedSeq: devices.confirmedSeq,
+} satisfies Record<keyof Device, unknown>;
+
+const oneUser = (user: User | undefined): User | null => user ?? null;
+
+/** Not revoked, and a token of theirs still counts. */
+function liveDevices(userId: string, now: number) {
+  return and(eq(devices.userId, userId), isNull(devices.revokedAt), gt(devices.tokenExpiresAt, now));
+}
+
+async function run<T>(operation: () => T): Promise<T> {
+  try {
+    return operation();
+  } catch (error) {
+    throw translate(error);
+  }
+}
+
+function transaction<T>(client: Database, operation: () => T): Promise<T> {
+  return run(() => client.transaction(operation).immediate());
+}
+
+/** SQLite's result codes (sqlite.org/rescode.html) that say something about the disk or the file, not about our SQL. */
+function translate(error: unknown): unknown {
+  const fault = error instanceof Error && error.cause instanceof SQLiteError ? error.cause : error;
+  if (!(fault instanceof SQLiteError)) return error;
+  if (fault.code === "SQLITE_FULL") return new AppError("disk_full", "The server's disk is full.", { cause: fault });
+  if (/^SQLITE_(IOERR|BUSY|READONLY|CANTOPEN)/.test(fault.code ?? "")) {
+    return new AppError("unavailable", "The database can't be used right now.", { cause: fault, retryAfterMs: 2_000 });
+  }
+  return error;
+}

@@ -1,0 +1,148 @@
+/**
+ * The one path of every write ([W10]), with group commit: while one batch is being committed the next one gathers, so
+ * an idle server adds no wait and a busy one commits many writes with one fsync. The order is [W1]: commit, then hand
+ * the changes to the relay, then answer the writers.
+ */
+import type { Config } from "../config.ts";
+import { AppError } from "../errors.ts";
+import type { AccountProgress, Storage, Write, WriteOutcome } from "../storage/storage.ts";
+import { boundTimestamp } from "./merge.ts";
+
+/** What a batch did to one account, and where each change came from. */
+export interface Commit<Origin> extends AccountProgress {
+  /** Beside `changes`; undefined for a write that came from no socket. */
+  origins: (Origin | undefined)[];
+}
+
+export interface Writer<Origin> {
+  /**
+   * Queues a write; resolves when it is durable and the relay has heard of it.
+   *
+   * @param origin the socket it came from, which does not get it back ([R1])
+   * @throws AppError `busy` when the queue is full, `unavailable` or `disk_full` when the database can't take it
+   */
+  submit(write: Write, origin?: Origin): Promise<WriteOutcome>;
+  /** Resolves when nothing waits and nothing is being committed. */
+  idle(): Promise<void>;
+  /** Writes waiting or being committed. */
+  readonly depth: number;
+}
+
+export interface WriterOptions<Origin> {
+  storage: Storage;
+  config: Config;
+  /** Hears of every commit, in commit order, before its writers do. */
+  onCommit: (commits: Commit<Origin>[]) => void;
+  now?: () => number;
+}
+
+interface Pending<Origin> {
+  write: Write;
+  origin: Origin | undefined;
+  resolve: (outcome: WriteOutcome) => void;
+  reject: (error: unknown) => void;
+}
+
+export function createWriter<Origin>({ storage, config, onCommit, now = Date.now }: WriterOptions<Origin>): Writer<Origin> {
+  const { batchItems, batchBytes, queueItems, queueBytes, busyRetryMs } = config.writer;
+  const limits = { historyItems: config.historyLimit, accountBytes: config.accountStorageBytes };
+  let queue: Pending<Origin>[] = [];
+  let queuedBytes = 0;
+  let committing = 0;
+  let scheduled = false;
+  let idleWaiters: (() => void)[] = [];
+
+  return {
+    submit(write, origin) {
+      const bytes = sizeOf(write);
+      if (queue.length >= queueItems || queuedBytes + bytes > queueBytes) {
+        return Promise.reject(new AppError("busy", "The server is busy; try again in a moment.", { retryAfterMs: busyRetryMs }));
+      }
+      return new Promise((resolve, reject) => {
+        queue.push({ write: bounded(write), origin, resolve, reject });
+        queuedBytes += bytes;
+        schedule();
+      });
+    },
+    idle() {
+      return queue.length === 0 && committing === 0 ? Promise.resolve() : new Promise((resolve) => idleWaiters.push(resolve));
+    },
+    get depth() {
+      return queue.length + committing;
+    },
+  };
+
+  /** After the messages that are already here, so that they share a commit; not after any that are not. */
+  function schedule() {
+    if (scheduled || committing > 0) return;
+    scheduled = true;
+    setImmediate(() => {
+      scheduled = false;
+      void commit();
+    });
+  }
+
+  async function commit() {
+    const batch = takeBatch();
+    committing = batch.length;
+    try {
+      const { outcomes, accounts } = await storage.applyWrites(
+        batch.map(({ write }) => write),
+        limits,
+        now(),
+      );
+      onCommit(withOrigins(batch, outcomes, accounts));
+      for (const [index, outcome] of outcomes.entries()) batch[index]?.resolve(outcome);
+    } catch (error) {
+      for (const pending of batch) pending.reject(error);
+    }
+    committing = 0;
+    if (queue.length > 0) {
+      schedule();
+      return;
+    }
+    for (const resolve of idleWaiters.splice(0)) resolve();
+  }
+
+  function takeBatch(): Pending<Origin>[] {
+    let bytes = 0;
+    let count = 0;
+    while (count < queue.length && count < batchItems) {
+      const pending = queue[count];
+      const size = pending === undefined ? 0 : sizeOf(pending.write);
+      if (count > 0 && bytes + size > batchBytes) break;
+      bytes += size;
+      count += 1;
+    }
+    const batch = queue.slice(0, count);
+    queue = queue.slice(count);
+    queuedBytes -= bytes;
+    return batch;
+  }
+
+  function bounded(write: Write): Write {
+    const moment = now();
+    if (write.kind === "slot" && write.timestamp !== null) {
+      return { ...write, timestamp: boundTimestamp(write.timestamp, moment, config.sync.clockSkewMs) };
+    }
+    if (write.kind === "history_push") {
+      return { ...write, createdAt: boundTimestamp(write.createdAt, moment, config.sync.clockSkewMs) };
+    }
+    return write;
+  }
+}
+
+/** Changes stand in input order, those that no write asked for last: so do the origins of the applied writes. */
+function withOrigins<Origin>(batch: Pending<Origin>[], outcomes: WriteOutcome[], accounts: AccountProgress[]): Commit<Origin>[] {
+  const commits = new Map(accounts.map((progress) => [progress.userId, { ...progress, origins: [] as (Origin | undefined)[] }]));
+  for (const [index, outcome] of outcomes.entries()) {
+    const pending = batch[index];
+    if (outcome.result === "applied" && pending !== undefined) commits.get(pending.write.author.userId)?.origins.push(pending.origin);
+  }
+  return [...commits.values()];
+}
+
+/** Roughly what a write holds in memory, in bytes. */
+function sizeOf(write: Write): number {
+  return 256 + ("blob" in write && write.blob !== null ? write.blob.length : 0);
+}

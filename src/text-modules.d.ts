@@ -1,0 +1,5 @@
+/** Migrations are imported as text (`with { type: "text" }`), so that a compiled binary carries them. */
+declare module "*.sql" {
+  const text: string;
+  export default text;
+}

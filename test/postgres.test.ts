@@ -1,0 +1,121 @@
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import postgres from "postgres";
+import { createTestDatabase, type PostgresServer, startPostgres } from "./postgres.ts";
+
+const START_DEADLINE_MS = 30_000;
+
+describe("createTestDatabase", () => {
+  test(
+    "gives every caller an empty database of its own",
+    async () => {
+      await using one = await createTestDatabase();
+      await using other = await createTestDatabase();
+      const first = connect(one.url);
+      const second = connect(other.url);
+
+      await first`CREATE TABLE clips (id int)`;
+      const [row] = await second`SELECT to_regclass('clips') AS found`;
+      expect(row).toEqual({ found: null });
+      await Promise.all([first.end(), second.end()]);
+    },
+    START_DEADLINE_MS,
+  );
+
+  test("drops a database that is still in use", async () => {
+    const database = await createTestDatabase();
+    const sql = connect(database.url);
+    await sql`SELECT 1`;
+    await database.drop();
+    expect(sql`SELECT 1`.execute()).rejects.toThrow();
+    await sql.end();
+  });
+});
+
+describe("startPostgres", () => {
+  let server: PostgresServer;
+  beforeAll(async () => {
+    server = await startPostgres();
+    await query("CREATE TABLE clips (id int)");
+  }, START_DEADLINE_MS);
+  afterAll(() => server[Symbol.asyncDispose]());
+
+  const query = async (text: string): Promise<object[]> => {
+    const sql = connect(server.url);
+    try {
+      return await sql.unsafe<object[]>(text);
+    } finally {
+      await sql.end();
+    }
+  };
+
+  test("is PostgreSQL 18 that keeps what it acknowledged", async () => {
+    expect(await query("SHOW fsync")).toEqual([{ fsync: "on" }]);
+    expect(await query("SELECT current_setting('server_version_num')::int / 10000 AS major")).toEqual([{ major: 18 }]);
+  });
+
+  test.each(["fast", "immediate"] as const)("comes back with its data after a stop: %s", async (mode) => {
+    await query(`INSERT INTO clips VALUES (1)`);
+    const before = await query("SELECT count(*) FROM clips");
+    await server.stop(mode);
+    expect(query("SELECT 1")).rejects.toThrow();
+    await server.restart();
+    expect(await query("SELECT count(*) FROM clips")).toEqual(before);
+  });
+
+  test("comes back after its main process was killed with clients connected", async () => {
+    const sql = connect(server.url);
+    await sql`SELECT 1`;
+    const { pid } = server;
+    await server.kill();
+    await server.restart();
+    expect(server.pid).not.toBe(pid);
+    expect(await query("SELECT 1 AS one")).toEqual([{ one: 1 }]);
+    await sql.end({ timeout: 1 });
+  });
+
+  test("answers nothing while frozen and goes on afterwards", async () => {
+    const sql = connect(server.url);
+    await sql`SELECT 1`;
+    await server.freeze();
+    const answer = sql`SELECT 1 AS one`.execute();
+    const silence = Bun.sleep(200).then(() => "silence");
+    expect(await Promise.race([answer, silence])).toBe("silence");
+    server.thaw();
+    expect([...(await answer)]).toEqual([{ one: 1 }]);
+    await sql.end();
+  });
+
+  test(
+    "ends with the process that started it, even when that is killed",
+    async () => {
+      const source = `
+      import { startPostgres } from ${JSON.stringify(import.meta.resolve("./postgres.ts"))};
+      const server = await startPostgres({ fsync: false });
+      console.log(server.pid);
+      await new Promise(() => setInterval(() => {}, 1000));
+    `;
+      const starter = Bun.spawn([process.execPath, "-e", source], { stdout: "pipe" });
+      const { value } = await starter.stdout.getReader().read();
+      const pid = Number(new TextDecoder().decode(value));
+      expect(isRunning(pid)).toBeTrue();
+      starter.kill("SIGKILL");
+      await starter.exited;
+      const deadline = Date.now() + 10_000;
+      while (isRunning(pid) && Date.now() < deadline) await Bun.sleep(20);
+      expect(isRunning(pid)).toBeFalse();
+    },
+    START_DEADLINE_MS,
+  );
+});
+
+function connect(url: string): postgres.Sql {
+  return postgres(url, { max: 1, onnotice: () => {} });
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
+}
