@@ -68,7 +68,7 @@ const FIXED = {
     socketInFlightHigh: 128,
     socketInFlightLow: 32,
     /** How often an instance looks for changes and revocations it was not told of. */
-    pollIntervalMs: 5 * SECOND_MS,
+    pollIntervalMs: 3 * SECOND_MS,
     presenceIntervalMs: 5 * SECOND_MS,
     /** How long a client may leave a ping without its pong. */
     confirmTimeoutMs: 30 * SECOND_MS,
@@ -76,6 +76,17 @@ const FIXED = {
     sweepIntervalMs: 500,
     /** Time a socket that must not go on is given to say goodbye. */
     closeGraceMs: 500,
+  },
+  bus: {
+    /** How long messages wait for company. */
+    gatherMs: 4,
+    /** PostgreSQL refuses a NOTIFY of 8,000 bytes. */
+    payloadBytes: 7_900,
+    /** Messages that may wait; what is beyond is found by looking. */
+    queueMessages: 20_000,
+    heartbeatMs: 2 * SECOND_MS,
+    heartbeatTimeoutMs: 10 * SECOND_MS,
+    connectTimeoutSeconds: 5,
   },
   http: {
     idleTimeoutSeconds: 30,
@@ -104,6 +115,8 @@ const environment = z.object({
   HOST: z.string().min(1).default("127.0.0.1"),
   DATA_DIR: z.string().min(1).default("./data"),
   DATABASE_URL: databaseUrl.optional(),
+  DATABASE_DIRECT_URL: databaseUrl.optional(),
+  DATABASE_POOL_SIZE: z.coerce.number().int().min(1).max(500).default(10),
   JWT_SECRET: z.string().min(32, "must have at least 32 characters").refine(isStrongSecret, "is too easy to guess").optional(),
   REGISTRATION: z.enum(["open", "closed"], { error: "must be open or closed" }).default("open"),
   CORS_ORIGINS: list.refine((origins) => origins.every(isOrigin), "must be origins such as https://clips.example.org"),
@@ -146,6 +159,11 @@ function build(env: z.infer<typeof environment>) {
     host: env.HOST,
     dataDir: env.DATA_DIR,
     databaseUrl: env.DATABASE_URL,
+    /** Past a pooler: for LISTEN and migrations. */
+    databaseDirectUrl: env.DATABASE_DIRECT_URL ?? env.DATABASE_URL,
+    /** DATABASE_URL points at a transaction pooler, which knows no named prepared statements. */
+    databasePooled: env.DATABASE_DIRECT_URL !== undefined,
+    databasePoolSize: env.DATABASE_POOL_SIZE,
     jwtSecret: env.JWT_SECRET,
     registration: env.REGISTRATION,
     corsOrigins: env.CORS_ORIGINS,

@@ -1,22 +1,54 @@
 /** The entry point: argv → command → exit code. */
-import { ConfigError, loadConfig } from "./config.ts";
-import { startServer } from "./cli/serve.ts";
-import { bufferedLines, createLogger } from "./log.ts";
+import type { Command, CommandIo } from "./cli/command.ts";
+import { describeFailure } from "./cli/failure.ts";
 import { VERSION } from "./version.ts";
 
-process.exitCode = await serve();
+/** Loaded when called: a server need not read what copies databases. */
+const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
+  serve: () => import("./cli/serve.ts"),
+};
 
-async function serve(): Promise<number> {
-  const config = loadConfig(process.env);
-  const output = bufferedLines((lines) => process.stdout.write(lines));
-  const log = createLogger({ level: config.logLevel, format: process.stdout.isTTY ? "text" : "json", write: output.write });
-  const server = await startServer(config, log);
-  log.info(`clipslot-server ${VERSION} listens on ${server.url.href}`, { database: server.database, registration: config.registration });
-  await new Promise<void>((resolve) => {
-    process.once("SIGTERM", resolve);
-    process.once("SIGINT", resolve);
-  });
-  await server.stop();
-  output.flush();
+process.exitCode = await main(process.argv.slice(2), {
+  env: process.env,
+  print: (line) => process.stdout.write(`${line}\n`),
+  complain: (line) => process.stderr.write(`${line}\n`),
+});
+
+async function main([name = "serve", ...args]: string[], io: CommandIo): Promise<number> {
+  if (name === "--version" || name === "-v") return say(io, `clipslot-server ${VERSION}`);
+  if (name === "help" || name === "--help" || name === "-h") return say(io, await listCommands());
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  if (load === undefined) {
+    io.complain(`There is no command "${name}". \`clipslot-server help\` lists them.`);
+    return 2;
+  }
+  const { command } = await load();
+  if (args.includes("--help") || args.includes("-h")) return say(io, `${command.summary}\n\n${command.usage}`);
+  try {
+    return await command.run(args, io);
+  } catch (error) {
+    const failure = describeFailure(error, command);
+    io.complain(failure.text);
+    return failure.exitCode;
+  }
+}
+
+function say(io: CommandIo, text: string): number {
+  io.print(text);
   return 0;
+}
+
+async function listCommands(): Promise<string> {
+  const lines = await Promise.all(
+    Object.entries(COMMANDS).map(async ([name, load]) => `  ${name.padEnd(12)} ${(await load()).command.summary}`),
+  );
+  return [
+    `clipslot-server ${VERSION}: relays encrypted clips between one person's devices.`,
+    "",
+    "Usage: clipslot-server [COMMAND] [--help]",
+    "",
+    ...lines,
+    "",
+    "Settings come from the environment; README.md lists them.",
+  ].join("\n");
 }

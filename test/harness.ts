@@ -18,8 +18,16 @@ export type DatabaseKind = "sqlite" | "postgres";
 /** Every front-door test runs on both. */
 export const DATABASES: readonly DatabaseKind[] = ["sqlite", "postgres"];
 
-export interface TestServer extends AsyncDisposable {
+/** A server as a client sees it. */
+export interface Connection {
   readonly url: string;
+  /** A request; the body is sent as JSON when it is not a string. */
+  request(method: string, path: string, options?: RequestOptions): Promise<Response>;
+  /** As request, with the JSON of the answer; throws when the status is not the expected one. */
+  json(method: string, path: string, options?: RequestOptions & { status?: number }): Promise<any>;
+}
+
+export interface TestServer extends Connection, AsyncDisposable {
   readonly dataDir: string;
   readonly databaseUrl: string | undefined;
   /** What the server logged, a JSON object a line. */
@@ -27,10 +35,6 @@ export interface TestServer extends AsyncDisposable {
   /** Stops it and starts it again on the same data and port. */
   restart(): Promise<void>;
   stop(): Promise<void>;
-  /** A request; the body is sent as JSON when it is not a string. */
-  request(method: string, path: string, options?: RequestOptions): Promise<Response>;
-  /** As request, with the JSON of the answer; throws when the status is not the expected one. */
-  json(method: string, path: string, options?: RequestOptions & { status?: number }): Promise<any>;
 }
 
 export interface RequestOptions {
@@ -67,7 +71,7 @@ export async function startTestServer({ database = "sqlite", env = {}, adjust = 
   const port = Number(running.url.port);
 
   const server: TestServer = {
-    url,
+    ...connect(url),
     dataDir,
     databaseUrl: testDatabase?.url,
     logLines,
@@ -79,6 +83,19 @@ export async function startTestServer({ database = "sqlite", env = {}, adjust = 
       await running?.stop();
       running = undefined;
     },
+    async [Symbol.asyncDispose]() {
+      await server.stop();
+      await testDatabase?.drop();
+      rmSync(dataDir, { recursive: true, force: true });
+    },
+  };
+  return server;
+}
+
+/** How a test talks to the server at this address. */
+export function connect(url: string): Connection {
+  return {
+    url,
     request: (method, path, options) => request(url, method, path, options),
     async json(method, path, { status, ...options } = {}) {
       const response = await request(url, method, path, options);
@@ -88,13 +105,7 @@ export async function startTestServer({ database = "sqlite", env = {}, adjust = 
       }
       return text === "" ? undefined : JSON.parse(text);
     },
-    async [Symbol.asyncDispose]() {
-      await server.stop();
-      await testDatabase?.drop();
-      rmSync(dataDir, { recursive: true, force: true });
-    },
   };
-  return server;
 }
 
 function request(url: string, method: string, path: string, { token, body, headers = {} }: RequestOptions = {}): Promise<Response> {
@@ -120,12 +131,12 @@ export interface TestDevice {
   token: string;
 }
 
-export async function createAccount(server: TestServer, email = `${crypto.randomUUID()}@example.org`, password = "test123"): Promise<TestAccount> {
+export async function createAccount(server: Connection, email = `${crypto.randomUUID()}@example.org`, password = "test123"): Promise<TestAccount> {
   const { token, user_id } = await server.json("POST", "/api/auth/register", { body: { email, password }, status: 201 });
   return { email, password, userId: user_id, token };
 }
 
-export async function createDevice(server: TestServer, account: { token: string }, name = "laptop"): Promise<TestDevice> {
+export async function createDevice(server: Connection, account: { token: string }, name = "laptop"): Promise<TestDevice> {
   const { device_id, token } = await server.json("POST", "/api/auth/device", {
     token: account.token,
     body: { name, device_type: "macos" },
@@ -183,6 +194,10 @@ export class TestSocket {
 
   sendBytes(bytes: Uint8Array<ArrayBuffer>): void {
     this.#socket.send(bytes);
+  }
+
+  get isOpen(): boolean {
+    return this.#socket.readyState === WebSocket.OPEN;
   }
 
   /** The next message that was not taken yet. */

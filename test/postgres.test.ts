@@ -1,8 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { existsSync } from "node:fs";
 import postgres from "postgres";
 import { createTestDatabase, type PostgresServer, startPostgres } from "./postgres.ts";
 
 const START_DEADLINE_MS = 30_000;
+const STOP_DEADLINE_MS = 15_000;
 
 describe("createTestDatabase", () => {
   test(
@@ -39,8 +41,8 @@ describe("startPostgres", () => {
   }, START_DEADLINE_MS);
   afterAll(() => server[Symbol.asyncDispose]());
 
-  const query = async (text: string): Promise<object[]> => {
-    const sql = connect(server.url);
+  const query = async (text: string, url = server.url): Promise<object[]> => {
+    const sql = connect(url);
     try {
       return await sql.unsafe<object[]>(text);
     } finally {
@@ -88,34 +90,28 @@ describe("startPostgres", () => {
   test(
     "ends with the process that started it, even when that is killed",
     async () => {
-      const source = `
-      import { startPostgres } from ${JSON.stringify(import.meta.resolve("./postgres.ts"))};
-      const server = await startPostgres({ fsync: false });
-      console.log(server.pid);
-      await new Promise(() => setInterval(() => {}, 1000));
-    `;
-      const starter = Bun.spawn([process.execPath, "-e", source], { stdout: "pipe" });
+      const starter = Bun.spawn([process.execPath, "-e", STARTER], { stdout: "pipe" });
       const { value } = await starter.stdout.getReader().read();
-      const pid = Number(new TextDecoder().decode(value));
-      expect(isRunning(pid)).toBeTrue();
+      const [url = "", dataDirectory = ""] = new TextDecoder().decode(value).trim().split(" ");
+      expect(await query("SELECT 1 AS one", url)).toEqual([{ one: 1 }]);
+
       starter.kill("SIGKILL");
-      await starter.exited;
-      const deadline = Date.now() + 10_000;
-      while (isRunning(pid) && Date.now() < deadline) await Bun.sleep(20);
-      expect(isRunning(pid)).toBeFalse();
+      const deadline = Date.now() + STOP_DEADLINE_MS;
+      while (existsSync(dataDirectory) && Date.now() < deadline) await Bun.sleep(20);
+      expect(existsSync(dataDirectory)).toBeFalse();
+      expect(query("SELECT 1", url)).rejects.toThrow();
     },
     START_DEADLINE_MS,
   );
 });
 
+const STARTER = `
+  import { startPostgres } from ${JSON.stringify(import.meta.resolve("./postgres.ts"))};
+  const { url, dataDirectory } = await startPostgres({ fsync: false });
+  console.log(url, dataDirectory);
+  setInterval(() => {}, 1000);
+`;
+
 function connect(url: string): postgres.Sql {
   return postgres(url, { max: 1, onnotice: () => {} });
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
-  }
 }

@@ -192,34 +192,37 @@ function signalIfAlive(pid: number, signal: NodeJS.Signals): void {
  */
 const JANITOR = `( (
   read -r dismissed <&3
-  if read -r pid <"$0/data/postmaster.pid"; then
+  lock="$0/data/postmaster.pid"
+  if read -r pid <"$lock"; then
     kill -QUIT "$pid"; kill -CONT "$pid"
     tries=0
-    while kill -0 "$pid" && [ $((tries += 1)) -le 100 ]; do sleep 0.1; done
+    while [ -e "$lock" ] && kill -0 "$pid" && [ $((tries += 1)) -le 100 ]; do sleep 0.1; done
   fi
   rm -rf "$0"
 ) >/dev/null 2>&1 & )`;
 
-interface Janitor {
-  dismiss(): void;
-}
+type Janitor = Bun.Subprocess;
+
+// The runtime closes the pipe of a process that nothing refers to any more.
+const hired = new Set<Janitor>();
 
 function hireJanitor(folder: string): Janitor {
-  const shell = Bun.spawn(["sh", "-c", JANITOR, folder], {
+  const janitor = Bun.spawn(["sh", "-c", JANITOR, folder], {
     stdio: ["ignore", "ignore", "ignore", "pipe"],
     detached: true,
   });
-  return {
-    dismiss() {
-      const pipe = shell.stdio[3];
-      if (typeof pipe === "number") writeSync(pipe, "\n");
-    },
-  };
+  hired.add(janitor);
+  return janitor;
+}
+
+function dismiss(janitor: Janitor): void {
+  const pipe = janitor.stdio[3];
+  if (hired.delete(janitor) && typeof pipe === "number") writeSync(pipe, "\n");
 }
 
 async function removeFolder(folder: string, janitor: Janitor): Promise<void> {
   await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-  janitor.dismiss();
+  dismiss(janitor);
 }
 
 /** The user that a server started by root runs as, since PostgreSQL refuses to run as root. */

@@ -6,7 +6,7 @@ import { startPostgres } from "./postgres.ts";
 
 await using server = process.env["TEST_DATABASE_URL"] ? undefined : await startPostgres({ fsync: false });
 
-const tests = Bun.spawn([process.execPath, "test", "--parallel", ...process.argv.slice(2)], {
+const tests = Bun.spawn([process.execPath, "test", "--no-orphans", "--parallel", ...process.argv.slice(2)], {
   env: { ...process.env, ...(server && { TEST_DATABASE_URL: server.url }) },
   stdio: ["inherit", "inherit", "inherit"],
 });

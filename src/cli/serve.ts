@@ -11,11 +11,11 @@ import { loadServerKeys } from "../accounts/secret.ts";
 import { createSessions } from "../accounts/sessions.ts";
 import { createTokens } from "../accounts/tokens.ts";
 import type { Revocation } from "../bus/bus.ts";
-import { memoryBus } from "../bus/memory.ts";
-import type { Config } from "../config.ts";
+import { openBus } from "../bus/open.ts";
+import { loadConfig, type Config } from "../config.ts";
 import { CLOSE } from "../errors.ts";
 import { createApp } from "../http/app.ts";
-import type { Logger } from "../log.ts";
+import { bufferedLines, createLogger, type Logger } from "../log.ts";
 import { createProtocol } from "../protocol.ts";
 import { createHub, type Socket, type SocketData } from "../relay/hub.ts";
 import { createPresence } from "../relay/presence.ts";
@@ -24,6 +24,32 @@ import { createUpgrade } from "../relay/upgrade.ts";
 import { openStorage } from "../storage/open.ts";
 import { createWriter } from "../sync/writer.ts";
 import { VERSION } from "../version.ts";
+import { UsageError, type Command } from "./command.ts";
+
+/** The command: runs a server until it is told to stop. */
+export const command: Command = {
+  summary: "Runs the server (the default).",
+  usage: "Usage: clipslot-server serve\n\nStops on SIGTERM or SIGINT: finishes what is in flight, says goodbye to sockets, exits 0.",
+  async run(args, io) {
+    if (args.length > 0) throw new UsageError(`serve takes no words, but got "${args.join(" ")}".`);
+    const config = loadConfig(io.env);
+    const output = bufferedLines((lines) => process.stdout.write(lines));
+    const log = createLogger({ level: config.logLevel, format: process.stdout.isTTY ? "text" : "json", write: output.write });
+    const told = new Promise<string>((resolve) => {
+      for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
+    });
+    const server = await startServer(config, log);
+    log.info(`clipslot-server ${VERSION} is ready at ${server.url.origin}`, {
+      database: server.database,
+      registration: config.registration,
+    });
+    log.info("stopping", { signal: await told });
+    await server.stop();
+    log.info("stopped");
+    output.flush();
+    return 0;
+  },
+};
 
 export interface RunningServer {
   /** Where it listens, such as http://127.0.0.1:3000/ */
@@ -43,7 +69,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
 
   const keys = await loadServerKeys(config, log);
   const storage = opening.adopt(await openStorage(config), (open) => open.close());
-  const bus = opening.adopt(memoryBus(), (open) => open.close());
+  const bus = opening.adopt(await openBus(config, log), (open) => open.close());
 
   const presence = createPresence(storage, config, log);
   opening.defer(() => presence.flush());
@@ -107,9 +133,15 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     const stopped = server.stop();
     await writer.idle();
     hub.closeAll(CLOSE.serviceRestart, "The server restarts; come back in a moment.");
-    await Promise.race([stopped, new Promise((resolve) => setTimeout(resolve, config.http.shutdownGraceMs))]);
+    await Promise.race([stopped, quiet()]);
     await writer.idle();
     await resources.disposeAsync();
+  }
+
+  /** Requests are answered and sockets gone, or it has been long enough. Idle connections alone keep nobody waiting. */
+  async function quiet(): Promise<void> {
+    const deadline = performance.now() + config.http.shutdownGraceMs;
+    while (server.pendingRequests + server.pendingWebSockets > 0 && performance.now() < deadline) await Bun.sleep(5);
   }
 
   function revoke(revocation: Revocation): void {
