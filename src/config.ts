@@ -69,6 +69,8 @@ const FIXED = {
     socketInFlightLow: 32,
     /** How often an instance looks for changes and revocations it was not told of. */
     pollIntervalMs: 3 * SECOND_MS,
+    /** [R6] How often tokens of open sockets are asked for, should nobody have told of their end. */
+    recheckIntervalMs: 15 * SECOND_MS,
     presenceIntervalMs: 5 * SECOND_MS,
     /** How long a client may leave a ping without its pong. */
     confirmTimeoutMs: 30 * SECOND_MS,
@@ -117,15 +119,24 @@ const environment = z.object({
   DATABASE_URL: databaseUrl.optional(),
   DATABASE_DIRECT_URL: databaseUrl.optional(),
   DATABASE_POOL_SIZE: z.coerce.number().int().min(1).max(500).default(10),
-  JWT_SECRET: z.string().min(32, "must have at least 32 characters").refine(isStrongSecret, "is too easy to guess").optional(),
+  JWT_SECRET: z
+    .string()
+    .min(32, "must have at least 32 characters")
+    .refine(isStrongSecret, "is too easy to guess")
+    .optional(),
   REGISTRATION: z.enum(["open", "closed"], { error: "must be open or closed" }).default("open"),
   CORS_ORIGINS: list.refine((origins) => origins.every(isOrigin), "must be origins such as https://clips.example.org"),
-  TRUSTED_PROXIES: list.refine((blocks) => blocks.every(isAddressBlock), "must be addresses or CIDR blocks such as 10.0.0.0/8"),
+  TRUSTED_PROXIES: list.refine(
+    (blocks) => blocks.every(isAddressBlock),
+    "must be addresses or CIDR blocks such as 10.0.0.0/8",
+  ),
   RATE_LIMITS: z.enum(["on", "off"], { error: "must be on or off" }).default("on"),
   MAX_BLOB_BYTES: byteCount(1 * MIB, 16 * MIB),
   HISTORY_LIMIT: z.coerce.number().int().min(1).max(1_000_000).default(1000),
   ACCOUNT_STORAGE_BYTES: byteCount(256 * MIB, Number.MAX_SAFE_INTEGER),
-  LOG_LEVEL: z.enum(["debug", "info", "warn", "error"], { error: "must be debug, info, warn or error" }).default("info"),
+  LOG_LEVEL: z
+    .enum(["debug", "info", "warn", "error"], { error: "must be debug, info, warn or error" })
+    .default("info"),
 });
 
 export type Config = Readonly<ReturnType<typeof build>>;

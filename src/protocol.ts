@@ -54,7 +54,12 @@ export function createProtocol(config: Config) {
             ? `must be at most ${config.maxBlobBytes} bytes`
             : undefined;
     if (fault !== undefined) {
-      context.issues.push({ code: "custom", message: fault, input: context.value, params: { tooLarge: (length ?? 0) > config.maxBlobBytes } });
+      context.issues.push({
+        code: "custom",
+        message: fault,
+        input: context.value,
+        params: { tooLarge: (length ?? 0) > config.maxBlobBytes },
+      });
     }
   });
   const slotNumber = z.int("must be a whole number").min(1).max(config.sync.slotCount);
@@ -79,7 +84,11 @@ export function createProtocol(config: Config) {
   const newPassword = password.refine((text) => text.length >= config.auth.passwordMinLength, {
     error: `must have at least ${config.auth.passwordMinLength} characters`,
   });
-  const email = z.string().max(config.auth.emailMaxLength).refine(cleanText, "must not hold control characters").pipe(z.string().trim());
+  const email = z
+    .string()
+    .max(config.auth.emailMaxLength)
+    .refine(cleanText, "must not hold control characters")
+    .pipe(z.string().trim());
   const name = (max: number) => z.string().trim().min(1).max(max).refine(cleanText, "must not hold control characters");
 
   return {
@@ -89,7 +98,10 @@ export function createProtocol(config: Config) {
       password: newPassword,
       invite: z.string().max(128).optional(),
     }),
-    device: z.object({ name: name(config.auth.deviceNameMaxLength), device_type: name(config.auth.deviceTypeMaxLength) }),
+    device: z.object({
+      name: name(config.auth.deviceNameMaxLength),
+      device_type: name(config.auth.deviceTypeMaxLength),
+    }),
     slotPut: z.object({
       encrypted_blob: blob,
       timestamp: timestamp.nullish(),
@@ -114,7 +126,9 @@ export function createProtocol(config: Config) {
     }),
     passwordChange: z.object({ current_password: password, new_password: newPassword }),
     accountDeletion: z.object({ password }),
-    linkCodeRequest: z.object({ encrypted_key: z.string().min(1).max(4096).refine(cleanText, "must not hold control characters") }),
+    linkCodeRequest: z.object({
+      encrypted_key: z.string().min(1).max(4096).refine(cleanText, "must not hold control characters"),
+    }),
     linkCodeRedemption: z.object({ code: z.string().max(64) }),
     /** Every message a client may send on a socket. */
     clientMessage: z.discriminatedUnion("type", [
@@ -126,7 +140,13 @@ export function createProtocol(config: Config) {
         base_seq: z.int().nonnegative().optional(),
         ref: ref.optional(),
       }),
-      z.object({ type: z.literal("slot_clear"), slot_number: slotNumber, timestamp, base_seq: z.int().nonnegative().optional(), ref: ref.optional() }),
+      z.object({
+        type: z.literal("slot_clear"),
+        slot_number: slotNumber,
+        timestamp,
+        base_seq: z.int().nonnegative().optional(),
+        ref: ref.optional(),
+      }),
       historyItem.extend({ type: z.literal("history_push"), ref: ref.optional() }),
       z.object({ type: z.literal("history_delete"), id: uuid, ref: ref.optional() }),
     ]),

@@ -24,7 +24,8 @@ test("[W1] kill -9 in a burst, ten times: no acknowledged write is lost and the 
       const stored = readDatabase(dataDir, account.userId);
       expect(stored.integrity).toBe("ok");
       for (const id of burst.historyIds) expect(stored.historyIds).toContain(id);
-      for (const [slot, timestamp] of burst.slotTimestamps) expect(stored.slotTimestamps.get(slot)).toBeGreaterThanOrEqual(timestamp);
+      for (const [slot, timestamp] of burst.slotTimestamps)
+        expect(stored.slotTimestamps.get(slot)).toBeGreaterThanOrEqual(timestamp);
     }
   } finally {
     rmSync(dataDir, { recursive: true, force: true });
@@ -99,9 +100,13 @@ async function startBurst(server: ChildServer, token: string) {
 
 function readDatabase(dataDir: string, userId: string) {
   using database = new Database(join(dataDir, "clipslot.db"), { strict: true });
-  const history = database.query<{ id: string }, [string]>("SELECT id FROM synced_history WHERE user_id = ?").all(userId);
+  const history = database
+    .query<{ id: string }, [string]>("SELECT id FROM synced_history WHERE user_id = ?")
+    .all(userId);
   const slots = database
-    .query<{ slot_number: number; updated_at: number }, [string]>("SELECT slot_number, updated_at FROM synced_slots WHERE user_id = ?")
+    .query<{ slot_number: number; updated_at: number }, [string]>(
+      "SELECT slot_number, updated_at FROM synced_slots WHERE user_id = ?",
+    )
     .all(userId);
   return {
     integrity: database.query<{ integrity_check: string }, []>("PRAGMA integrity_check").get()?.integrity_check,

@@ -51,7 +51,11 @@ export interface TestServerOptions {
 }
 
 /** Starts a server in this process. Rate limits are off unless the test turns them on. */
-export async function startTestServer({ database = "sqlite", env = {}, adjust = (config) => config }: TestServerOptions = {}): Promise<TestServer> {
+export async function startTestServer({
+  database = "sqlite",
+  env = {},
+  adjust = (config) => config,
+}: TestServerOptions = {}): Promise<TestServer> {
   const dataDir = mkdtempSync(join(tmpdir(), "clipslot-test-"));
   const testDatabase = database === "postgres" ? await createTestDatabase() : undefined;
   const logLines: string[] = [];
@@ -108,7 +112,12 @@ export function connect(url: string): Connection {
   };
 }
 
-function request(url: string, method: string, path: string, { token, body, headers = {} }: RequestOptions = {}): Promise<Response> {
+function request(
+  url: string,
+  method: string,
+  path: string,
+  { token, body, headers = {} }: RequestOptions = {},
+): Promise<Response> {
   return fetch(url + path, {
     method,
     headers: { ...(token === undefined ? {} : { Authorization: `Bearer ${token}` }), ...headers },
@@ -131,12 +140,23 @@ export interface TestDevice {
   token: string;
 }
 
-export async function createAccount(server: Connection, email = `${crypto.randomUUID()}@example.org`, password = "test123"): Promise<TestAccount> {
-  const { token, user_id } = await server.json("POST", "/api/auth/register", { body: { email, password }, status: 201 });
+export async function createAccount(
+  server: Connection,
+  email = `${crypto.randomUUID()}@example.org`,
+  password = "test123",
+): Promise<TestAccount> {
+  const { token, user_id } = await server.json("POST", "/api/auth/register", {
+    body: { email, password },
+    status: 201,
+  });
   return { email, password, userId: user_id, token };
 }
 
-export async function createDevice(server: Connection, account: { token: string }, name = "laptop"): Promise<TestDevice> {
+export async function createDevice(
+  server: Connection,
+  account: { token: string },
+  name = "laptop",
+): Promise<TestDevice> {
   const { device_id, token } = await server.json("POST", "/api/auth/device", {
     token: account.token,
     body: { name, device_type: "macos" },
@@ -181,7 +201,9 @@ export class TestSocket {
     await within(
       new Promise<void>((resolve, reject) => {
         socket.addEventListener("open", () => resolve());
-        socket.addEventListener("close", ({ code }) => reject(new Error(`the socket closed before it opened: ${code}`)));
+        socket.addEventListener("close", ({ code }) =>
+          reject(new Error(`the socket closed before it opened: ${code}`)),
+        );
       }),
       "the socket to open",
     );
@@ -204,7 +226,8 @@ export class TestSocket {
   async next(): Promise<Message> {
     const deadline = Date.now() + DEADLINE_MS;
     while (this.#taken >= this.received.length) {
-      if (this.#socket.readyState >= WebSocket.CLOSING) throw new Error("the socket closed while a message was expected");
+      if (this.#socket.readyState >= WebSocket.CLOSING)
+        throw new Error("the socket closed while a message was expected");
       await within(new Promise<void>((resolve) => (this.#wake = resolve)), "a message", deadline - Date.now());
     }
     const message = this.received[this.#taken];

@@ -51,7 +51,11 @@ export class RawSocket {
     });
   }
 
-  static async open(server: { url: string }, token: string, { query = "", answersPings = false }: RawOptions = {}): Promise<RawSocket> {
+  static async open(
+    server: { url: string },
+    token: string,
+    { query = "", answersPings = false }: RawOptions = {},
+  ): Promise<RawSocket> {
     const { hostname, port } = new URL(server.url);
     const socket = createConnection({ host: hostname, port: Number(port) });
     const raw = new RawSocket(socket, answersPings);
@@ -112,7 +116,9 @@ export class RawSocket {
     this.#socket.write(
       Buffer.concat(
         frames.map((frame) =>
-          "pong" in frame ? encodeFrame(OPCODE.pong, String(frame["pong"])) : encodeFrame(OPCODE.text, JSON.stringify(frame)),
+          "pong" in frame
+            ? encodeFrame(OPCODE.pong, String(frame["pong"]))
+            : encodeFrame(OPCODE.text, JSON.stringify(frame)),
         ),
       ),
     );
@@ -179,7 +185,8 @@ export class RawSocket {
 
   #take(opcode: number, payload: Buffer): void {
     if (opcode === OPCODE.text) this.events.push({ kind: "message", message: JSON.parse(payload.toString()) });
-    if (opcode === OPCODE.close) this.events.push({ kind: "close", code: payload.length < 2 ? 1005 : payload.readUInt16BE(0) });
+    if (opcode === OPCODE.close)
+      this.events.push({ kind: "close", code: payload.length < 2 ? 1005 : payload.readUInt16BE(0) });
     // Bun's own keep-alive pings are empty: answered always, told to nobody.
     if (opcode === OPCODE.ping && payload.length > 0) this.events.push({ kind: "ping", payload: payload.toString() });
     if (opcode === OPCODE.ping && (this.#answersPings || payload.length === 0)) this.pong(payload.toString());

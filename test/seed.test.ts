@@ -2,7 +2,16 @@
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { createAccount, createDevice, DATABASES, historyPush, randomBlob, slotUpdate, startTestServer, TestSocket } from "./harness.ts";
+import {
+  createAccount,
+  createDevice,
+  DATABASES,
+  historyPush,
+  randomBlob,
+  slotUpdate,
+  startTestServer,
+  TestSocket,
+} from "./harness.ts";
 
 describe.each([...DATABASES])("the seed's acceptance list on %s", (database) => {
   test("server starts and listens on the configured port", async () => {
@@ -35,7 +44,11 @@ describe.each([...DATABASES])("the seed's acceptance list on %s", (database) => 
     await using server = await startTestServer({ database });
     const account = await createAccount(server);
     const blob = randomBlob();
-    await server.json("PUT", "/api/sync/slots/1", { token: account.token, body: { encrypted_blob: blob }, status: 200 });
+    await server.json("PUT", "/api/sync/slots/1", {
+      token: account.token,
+      body: { encrypted_blob: blob },
+      status: 200,
+    });
     const slots = await server.json("GET", "/api/sync/slots", { token: account.token });
     expect(slots).toMatchObject([{ slot_number: 1, encrypted_blob: blob, updated_by: null }]);
   });
@@ -46,7 +59,9 @@ describe.each([...DATABASES])("the seed's acceptance list on %s", (database) => 
     const item = { id: crypto.randomUUID(), encrypted_blob: randomBlob(), content_hash: "a".repeat(64) };
     await server.json("POST", "/api/sync/history", { token: device.token, body: item, status: 201 });
     await server.json("POST", "/api/sync/history", { token: device.token, body: item, status: 200 });
-    expect(await server.json("GET", "/api/sync/history", { token: device.token })).toMatchObject([{ ...item, device_id: device.id }]);
+    expect(await server.json("GET", "/api/sync/history", { token: device.token })).toMatchObject([
+      { ...item, device_id: device.id },
+    ]);
     await server.json("DELETE", `/api/sync/history/${item.id}`, { token: device.token, status: 204 });
     await server.json("DELETE", `/api/sync/history/${item.id}`, { token: device.token, status: 404 });
     expect(await server.json("GET", "/api/sync/history", { token: device.token })).toEqual([]);
@@ -56,7 +71,12 @@ describe.each([...DATABASES])("the seed's acceptance list on %s", (database) => 
     await using server = await startTestServer({ database });
     const device = await createDevice(server, await createAccount(server));
     await using _ = closing(await TestSocket.open(server, device.token));
-    const headers = { Connection: "Upgrade", Upgrade: "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==" };
+    const headers = {
+      Connection: "Upgrade",
+      Upgrade: "websocket",
+      "Sec-WebSocket-Version": "13",
+      "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    };
     for (const query of ["", "?token=", "?token=nonsense", `?token=${device.token}x`]) {
       const response = await server.request("GET", `/api/sync/ws${query}`, { headers });
       expect(response.status).toBe(401);
@@ -126,10 +146,15 @@ async function open(key: CryptoKey, blob: string): Promise<string> {
 
 /** Everything that the database holds: the files of SQLite, every row of PostgreSQL. */
 async function storedBytes(dataDir: string, databaseUrl: string | undefined): Promise<Buffer> {
-  if (databaseUrl === undefined) return Buffer.concat(readdirSync(dataDir).map((name) => readFileSync(join(dataDir, name))));
+  if (databaseUrl === undefined)
+    return Buffer.concat(readdirSync(dataDir).map((name) => readFileSync(join(dataDir, name))));
   await using sql = new Bun.SQL(databaseUrl);
   const rows: unknown[] = [];
-  for (const table of ["users", "devices", "synced_slots", "synced_history"]) rows.push(...(await sql`SELECT * FROM ${sql(table)}`));
+  for (const table of ["users", "devices", "synced_slots", "synced_history"])
+    rows.push(...(await sql`SELECT * FROM ${sql(table)}`));
   const blobs = await sql`SELECT encrypted_blob FROM synced_slots UNION ALL SELECT encrypted_blob FROM synced_history`;
-  return Buffer.concat([Buffer.from(JSON.stringify(rows)), ...blobs.map((row: { encrypted_blob: Uint8Array }) => row.encrypted_blob)]);
+  return Buffer.concat([
+    Buffer.from(JSON.stringify(rows)),
+    ...blobs.map((row: { encrypted_blob: Uint8Array }) => row.encrypted_blob),
+  ]);
 }

@@ -120,7 +120,9 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     expect(blind.untaken).toEqual([]);
 
     blind.pong(secondPing);
-    const winners = [afterOne, ...(await take(blind, 3))].map((event) => (event.kind === "message" ? event.message["slot_number"] : event));
+    const winners = [afterOne, ...(await take(blind, 3))].map((event) =>
+      event.kind === "message" ? event.message["slot_number"] : event,
+    );
     expect(winners.toSorted()).toEqual([1, 2, 3, 4]);
   });
 
@@ -167,8 +169,13 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     const put = await server.json("PUT", "/api/sync/slots/1", { token, body: { encrypted_blob: blob } });
     const at = new Date(ahead + 1).toISOString();
     expect(put).toMatchObject({ result: "applied", updated_at: at });
-    expect(await blind.messageWhere(({ encrypted_blob }) => encrypted_blob === blob)).toMatchObject({ timestamp: ahead + 1, seq: put.seq });
-    expect(await server.json("GET", "/api/sync/slots", { token })).toMatchObject([{ updated_at: at, encrypted_blob: blob, seq: put.seq }]);
+    expect(await blind.messageWhere(({ encrypted_blob }) => encrypted_blob === blob)).toMatchObject({
+      timestamp: ahead + 1,
+      seq: put.seq,
+    });
+    expect(await server.json("GET", "/api/sync/slots", { token })).toMatchObject([
+      { updated_at: at, encrypted_blob: blob, seq: put.seq },
+    ]);
   });
 
   test("[W7] the same content under another id, and the same id again, are duplicates", async () => {
@@ -177,7 +184,10 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     const first = historyPush(randomBlob());
     const applied = await other.sendForAnswer(first);
     expect(applied).toMatchObject({ type: "ack", result: "applied" });
-    for (const again of [historyPush(randomBlob(), undefined, first.content_hash), historyPush(randomBlob(), first.id)]) {
+    for (const again of [
+      historyPush(randomBlob(), undefined, first.content_hash),
+      historyPush(randomBlob(), first.id),
+    ]) {
       expect(await other.sendForAnswer(again)).toMatchObject({ result: "duplicate", seq: applied["seq"] });
     }
     expect(await server.json("GET", "/api/sync/history", { token })).toMatchObject([
@@ -195,7 +205,9 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     expect(await world.other.sendForAnswer(item)).toMatchObject({ result: "applied" });
     const stranger = await createAccount(world.server);
     const push = { token: stranger.token, body: { ...item, encrypted_blob: randomBlob() } };
-    expect(await world.server.json("POST", "/api/sync/history", { ...push, status: 201 })).toMatchObject({ result: "applied" });
+    expect(await world.server.json("POST", "/api/sync/history", { ...push, status: 201 })).toMatchObject({
+      result: "applied",
+    });
     await world.server.json("DELETE", `/api/sync/history/${item.id}`, { token: stranger.token, status: 204 });
     expect(await world.server.json("GET", "/api/sync/history", { token: world.token })).toHaveLength(1);
   });
@@ -208,7 +220,9 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     const deleted = await other.sendForAnswer({ type: "history_delete", id: item.id });
     expect(deleted).toMatchObject({ type: "ack", result: "applied" });
     expect(await other.sendForAnswer(item)).toMatchObject({ result: "stale", seq: deleted["seq"] });
-    expect(await server.json("POST", "/api/sync/history", { token, body: item, status: 200 })).toMatchObject({ result: "stale" });
+    expect(await server.json("POST", "/api/sync/history", { token, body: item, status: 200 })).toMatchObject({
+      result: "stale",
+    });
     expect(await server.json("GET", "/api/sync/history", { token })).toEqual([]);
     expect(await other.sendForAnswer({ ...item, id: crypto.randomUUID() })).toMatchObject({ result: "applied" });
   });
@@ -217,7 +231,9 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     await using world = await twoDevices(database);
     const { other, blind } = world;
     for (let count = 0; count < 20; count += 1) {
-      other.send(count % 2 === 0 ? slotUpdate((count % 10) + 1, randomBlob(), 1_000 + count) : historyPush(randomBlob()));
+      other.send(
+        count % 2 === 0 ? slotUpdate((count % 10) + 1, randomBlob(), 1_000 + count) : historyPush(randomBlob()),
+      );
     }
     const seqs: number[] = [];
     while (seqs.length < 20) {
@@ -262,7 +278,9 @@ async function take(socket: RawSocket, count: number) {
 function finalSlot(socket: RawSocket, slotNumber: number): string | undefined {
   return socket.untaken
     .flatMap((event) => (event.kind === "message" ? [event.message] : []))
-    .findLast((message) => message.type === "slot_updated" && message["slot_number"] === slotNumber)?.["encrypted_blob"];
+    .findLast((message) => message.type === "slot_updated" && message["slot_number"] === slotNumber)?.[
+    "encrypted_blob"
+  ];
 }
 
 /** A write with an answer that changes nothing: every write before it has been decided when this resolves. */

@@ -16,7 +16,12 @@ const CHANNEL = "clipslot";
 
 const message = z.discriminatedUnion("kind", [
   z.object({ kind: z.literal("changes"), userId: uuid, seq: z.int().nonnegative() }),
-  z.object({ kind: z.literal("revoked"), userId: uuid, deviceId: uuid.nullable(), tokenGeneration: z.int().nonnegative().nullable() }),
+  z.object({
+    kind: z.literal("revoked"),
+    userId: uuid,
+    deviceId: uuid.nullable(),
+    tokenGeneration: z.int().nonnegative().nullable(),
+  }),
 ]);
 const envelope = z.object({ from: uuid, messages: z.array(message) });
 
@@ -64,7 +69,13 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
   };
 
   function connect() {
-    return postgres(url, { max: 1, connect_timeout: connectTimeoutSeconds, idle_timeout: 0, onnotice: () => {}, fetch_types: false });
+    return postgres(url, {
+      max: 1,
+      connect_timeout: connectTimeoutSeconds,
+      idle_timeout: 0,
+      onnotice: () => {},
+      fetch_types: false,
+    });
   }
 
   async function subscribe(): Promise<void> {
@@ -75,7 +86,10 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
   }
 
   async function send(): Promise<void> {
-    const messages: BusMessage[] = [...revocations, ...[...changes].map(([userId, seq]) => ({ kind: "changes", userId, seq }) as const)];
+    const messages: BusMessage[] = [
+      ...revocations,
+      ...[...changes].map(([userId, seq]) => ({ kind: "changes", userId, seq }) as const),
+    ];
     changes = new Map();
     revocations = [];
     try {
@@ -119,7 +133,9 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
 
   function heartbeat(): void {
     if (performance.now() - heardAt > heartbeatTimeoutMs) return replace();
-    client.notify(CHANNEL, JSON.stringify({ from: self, messages: [] })).catch((error: unknown) => log.debug("a heartbeat could not be sent", { error }));
+    client
+      .notify(CHANNEL, JSON.stringify({ from: self, messages: [] }))
+      .catch((error: unknown) => log.debug("a heartbeat could not be sent", { error }));
   }
 
   function replace(): void {

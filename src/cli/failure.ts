@@ -16,7 +16,8 @@ const SYSTEM: Record<string, (path: string) => string> = {
 
 export function describeFailure(error: unknown, command: Command): { text: string; exitCode: number } {
   if (error instanceof UsageError) return { text: `${error.message}\n\n${command.usage}`, exitCode: 2 };
-  if (error instanceof ConfigError || error instanceof OperatorError || error instanceof AppError) return { text: error.message, exitCode: 1 };
+  if (error instanceof ConfigError || error instanceof OperatorError || error instanceof AppError)
+    return { text: error.message, exitCode: 1 };
   if (error instanceof Error) {
     if (PLAIN.has(error.name)) return { text: error.message, exitCode: 1 };
     const code = "code" in error ? String(error.code) : "";

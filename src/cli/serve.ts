@@ -17,7 +17,7 @@ import { CLOSE } from "../errors.ts";
 import { createApp } from "../http/app.ts";
 import { bufferedLines, createLogger, type Logger } from "../log.ts";
 import { createProtocol } from "../protocol.ts";
-import { createHub, type Socket, type SocketData } from "../relay/hub.ts";
+import { createHub, type Origin, type SocketData } from "../relay/hub.ts";
 import { createPresence } from "../relay/presence.ts";
 import { createSocketHandler } from "../relay/socket.ts";
 import { createUpgrade } from "../relay/upgrade.ts";
@@ -29,12 +29,17 @@ import { UsageError, type Command } from "./command.ts";
 /** The command: runs a server until it is told to stop. */
 export const command: Command = {
   summary: "Runs the server (the default).",
-  usage: "Usage: clipslot-server serve\n\nStops on SIGTERM or SIGINT: finishes what is in flight, says goodbye to sockets, exits 0.",
+  usage:
+    "Usage: clipslot-server serve\n\nStops on SIGTERM or SIGINT: finishes what is in flight, says goodbye to sockets, exits 0.",
   async run(args, io) {
     if (args.length > 0) throw new UsageError(`serve takes no words, but got "${args.join(" ")}".`);
     const config = loadConfig(io.env);
     const output = bufferedLines((lines) => process.stdout.write(lines));
-    const log = createLogger({ level: config.logLevel, format: process.stdout.isTTY ? "text" : "json", write: output.write });
+    const log = createLogger({
+      level: config.logLevel,
+      format: process.stdout.isTTY ? "text" : "json",
+      write: output.write,
+    });
     const told = new Promise<string>((resolve) => {
       for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
     });
@@ -74,7 +79,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const presence = createPresence(storage, config, log);
   opening.defer(() => presence.flush());
   const hub = createHub({ storage, config, bus, presence, log });
-  const writer = createWriter<Socket>({ storage, config, onCommit: hub.onCommit });
+  const writer = createWriter<Origin>({ storage, config, onCommit: hub.onCommit });
 
   const protocol = createProtocol(config);
   const tokens = createTokens(keys.tokens, config);
@@ -117,11 +122,16 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
       sessions.forget(message.userId);
       hub.closeRevoked(message);
     },
-    () => void look(),
+    () => {
+      sessions.forgetAll();
+      void attempt("look for changes", hub.look);
+      void attempt("look for revoked tokens", hub.recheck);
+    },
   );
   const timers = [
     setInterval(() => hub.closeExpired(Date.now()), config.relay.sweepIntervalMs),
-    setInterval(() => void look(), config.relay.pollIntervalMs),
+    setInterval(() => void attempt("look for changes", hub.look), config.relay.pollIntervalMs),
+    setInterval(() => void attempt("look for revoked tokens", hub.recheck), config.relay.recheckIntervalMs),
     setInterval(() => void presence.flush(), config.relay.presenceIntervalMs),
   ];
   opening.defer(() => timers.forEach(clearInterval));
@@ -149,7 +159,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     bus.tell({ kind: "revoked", ...revocation });
   }
 
-  async function look(): Promise<void> {
-    await hub.look().catch((error: unknown) => log.warn("the database could not be asked for changes; trying again", { error }));
+  async function attempt(what: string, action: () => Promise<void>): Promise<void> {
+    await action().catch((error: unknown) => log.warn(`could not ${what}; trying again`, { error }));
   }
 }

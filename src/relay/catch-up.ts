@@ -64,9 +64,10 @@ export function createDelivery(options: DeliveryOptions) {
   let ping: { seq: number; count: number; at: number } | undefined;
   let lastPingAt = 0;
   let pingTimer: Timer | undefined;
-  /** What was last sent of each slot: its seq, and which message it was. */
-  const sentSlots = new Map<number, { seq: number; count: number }>();
-  /** Winners that found the window full. */
+
+  /** What the client last learnt of each slot: its seq, and which message it was last sent of it (0: none). */
+  const knownSlots = new Map<number, { seq: number; count: number }>();
+  /** [W6] Winners to be sent as soon as the stream has come to them and the window has room. */
   const owedWinners = new Map<number, SlotChange>();
 
   return {
@@ -75,6 +76,10 @@ export function createDelivery(options: DeliveryOptions) {
     },
     get confirmedSeq() {
       return confirmedSeq;
+    },
+    /** How many of the messages sent are confirmed. */
+    get confirmedCount() {
+      return confirmedCount;
     },
     /** When the oldest ping that has no pong yet was sent; undefined when there is none. */
     get pingedAt() {
@@ -101,8 +106,8 @@ export function createDelivery(options: DeliveryOptions) {
     reading = true;
     try {
       while (!closed && !goLive()) {
+        if (isFull()) return sendPing();
         const room = confirms ? confirmWindow - (sentCount - confirmedCount) : catchUpPageItems;
-        if (room <= 0) return sendPing();
         if (socket.getBufferedAmount() > catchUpPageBytes) return; // the drain event goes on
         await sendPage(room);
       }
@@ -120,6 +125,7 @@ export function createDelivery(options: DeliveryOptions) {
       if (change.seq > options.emptyUntilSeq || !isDeletion(change)) send(change);
     }
     sentSeq = Math.max(sentSeq, page.throughSeq);
+    payWinners();
     if (confirms) {
       raiseConfirmed(confirmedSeq);
       schedulePing();
@@ -133,7 +139,7 @@ export function createDelivery(options: DeliveryOptions) {
   /** No await between the comparison and the subscription: that is all that [R3] needs. */
   function goLive(): boolean {
     if (sentSeq !== channel.coveredSeq) return false;
-    if (confirms && sentCount - confirmedCount >= confirmWindow) return false;
+    if (isFull()) return false;
     reachEnd();
     socket.subscribe(channel.topic);
     live = true;
@@ -152,48 +158,72 @@ export function createDelivery(options: DeliveryOptions) {
   }
 
   function count(change: Change): void {
-    if (!confirms) return;
-    sentCount += 1;
-    if (change.kind === "slot") sentSlots.set(change.slotNumber, { seq: change.seq, count: sentCount });
+    if (confirms) sentCount += 1;
+    if (change.kind !== "slot") return;
+    knownSlots.set(change.slotNumber, { seq: change.seq, count: sentCount });
+    if ((owedWinners.get(change.slotNumber)?.seq ?? Number.POSITIVE_INFINITY) <= change.seq)
+      owedWinners.delete(change.slotNumber);
   }
 
   function published(change: Change): void {
     sentSeq = change.seq;
-    if (!confirms) return;
     count(change);
-    if (sentCount - confirmedCount >= confirmWindow) {
-      socket.unsubscribe(channel.topic);
-      live = false;
-      sendPing();
-    } else schedulePing();
+    payWinners();
+    if (confirms) fallBehindOrPing();
   }
 
-  function passedOver(seq: number): void {
+  function passedOver(change: Change): void {
     if (!live) return;
-    sentSeq = seq;
+    sentSeq = change.seq;
+    if (change.kind === "slot") {
+      knownSlots.set(change.slotNumber, { seq: change.seq, count: knownSlots.get(change.slotNumber)?.count ?? 0 });
+      if ((owedWinners.get(change.slotNumber)?.seq ?? change.seq) < change.seq) owedWinners.delete(change.slotNumber);
+    }
+    payWinners();
     if (confirms) raiseConfirmed(confirmedSeq);
   }
 
   /**
-   * [R4] Whether this socket's own update of a slot must be sent back to it: it has been sent another one that it has
-   * not confirmed, may apply that one after its own, and would keep the wrong content.
+   * [R4] Whether this socket's own update of a slot must be sent back to it: it was sent another one that it had not
+   * confirmed when it sent its own, may apply that one after its own, and would keep the wrong content.
+   *
+   * @param confirmedAtArrival the `confirmedCount` when the update arrived
    */
-  function needsOwnSlot(change: Change): boolean {
-    return confirms && change.kind === "slot" && (sentSlots.get(change.slotNumber)?.count ?? 0) > confirmedCount;
+  function needsOwnSlot(change: Change, confirmedAtArrival: number): boolean {
+    return confirms && change.kind === "slot" && (knownSlots.get(change.slotNumber)?.count ?? 0) > confirmedAtArrival;
   }
 
-  /** [W6] Sends what stands to the sender of a write that lost, unless it has been sent something newer since. */
+  /** [W6] Sends what stands to the sender of a write that lost, unless it has learnt of something newer since. */
   function sendWinner(winner: SlotChange): void {
-    if (closed || (sentSlots.get(winner.slotNumber)?.seq ?? 0) > winner.seq) return;
-    if (confirms && sentCount - confirmedCount >= confirmWindow) {
-      owedWinners.set(winner.slotNumber, winner);
-      return;
+    if (closed || (knownSlots.get(winner.slotNumber)?.seq ?? 0) > winner.seq) return;
+    owedWinners.set(winner.slotNumber, winner);
+    payWinners();
+    if (confirms) fallBehindOrPing();
+  }
+
+  /** A winner that the stream has not come to yet waits: it comes with the stream, or right after its own write was passed over. */
+  function payWinners(): void {
+    for (const [slotNumber, winner] of owedWinners) {
+      if (isFull()) return;
+      if (winner.seq > sentSeq) continue;
+      owedWinners.delete(slotNumber);
+      send(winner);
     }
-    send(winner);
-    if (confirms) schedulePing();
   }
 
   // Confirmation
+
+  function isFull(): boolean {
+    return confirms && sentCount - confirmedCount >= confirmWindow;
+  }
+
+  /** With a full window a live socket goes back to being behind. */
+  function fallBehindOrPing(): void {
+    if (!isFull()) return schedulePing();
+    if (live) socket.unsubscribe(channel.topic);
+    live = false;
+    sendPing();
+  }
 
   /** A quiet socket is pinged at once; a busy one every half window, or when it has waited `confirmDelayMs`. */
   function schedulePing(): void {
@@ -219,11 +249,8 @@ export function createDelivery(options: DeliveryOptions) {
     confirmedCount = ping.count;
     raiseConfirmed(ping.seq);
     ping = undefined;
-    for (const winner of owedWinners.values()) {
-      owedWinners.delete(winner.slotNumber);
-      sendWinner(winner);
-    }
-    schedulePing();
+    payWinners();
+    fallBehindOrPing();
     if (!live) void advance();
   }
 

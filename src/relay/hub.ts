@@ -16,6 +16,10 @@ import type { Commit } from "../sync/writer.ts";
 import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
 import type { Presence } from "./presence.ts";
 
+const TOKEN_REVOKED = "The token no longer counts; sign in again.";
+/** Sockets whose tokens are asked for at once. */
+const RECHECK_SOCKETS = 500;
+
 export interface SocketData {
   userId: string;
   deviceId: string;
@@ -37,6 +41,13 @@ export interface SocketData {
 
 export type Socket = ServerWebSocket<SocketData>;
 
+/** Where a write came from. */
+export interface Origin {
+  socket: Socket;
+  /** How many of the messages sent to it the socket had confirmed when the write arrived ([R4]). */
+  confirmedCount: number;
+}
+
 interface Channel extends DeliveryChannel {
   readonly userId: string;
   coveredSeq: number | undefined;
@@ -47,7 +58,7 @@ interface Channel extends DeliveryChannel {
   filling: Promise<void> | undefined;
   readonly sockets: Set<Socket>;
   /** Where changes came from that are published from the database. */
-  readonly origins: Map<number, Socket>;
+  readonly origins: Map<number, Origin>;
 }
 
 export interface HubOptions {
@@ -75,10 +86,14 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
     announce,
     look,
     closeRevoked,
+    recheck,
     closeExpired,
     closeAll,
     isConnected: (userId: string, deviceId: string) =>
-      channels.get(userId)?.sockets.values().some((socket) => socket.data.deviceId === deviceId) ?? false,
+      channels
+        .get(userId)
+        ?.sockets.values()
+        .some((socket) => socket.data.deviceId === deviceId) ?? false,
     get socketCount() {
       let count = 0;
       for (const channel of channels.values()) count += channel.sockets.size;
@@ -124,7 +139,7 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
   // Changes
 
   /** Hears of every commit of this instance, in commit order, before its writers do. */
-  function onCommit(commits: Commit<Socket>[]): void {
+  function onCommit(commits: Commit<Origin>[]): void {
     for (const commit of commits) {
       const channel = channels.get(commit.userId);
       if (channel !== undefined) relay(channel, commit);
@@ -132,7 +147,7 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
     }
   }
 
-  function relay(channel: Channel, commit: Commit<Socket>): void {
+  function relay(channel: Channel, commit: Commit<Origin>): void {
     if (channel.filling === undefined && channel.coveredSeq === commit.previousSeq) {
       for (const [index, change] of commit.changes.entries()) publish(channel, change, commit.origins[index]);
       channel.coveredSeq = commit.seq;
@@ -201,16 +216,19 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
   }
 
   /** One text for all receivers; a client of protocol 1 ignores the fields it does not know. */
-  function publish(channel: Channel, change: Change, origin: Socket | undefined): void {
-    const leftOut = origin?.data.delivery?.needsOwnSlot(change) === true ? undefined : origin;
-    const receivers = [...channel.sockets].filter((socket) => socket !== leftOut && socket.data.delivery?.isLive === true);
+  function publish(channel: Channel, change: Change, origin: Origin | undefined): void {
+    const needsOwn = origin?.socket.data.delivery?.needsOwnSlot(change, origin.confirmedCount) === true;
+    const leftOut = needsOwn ? undefined : origin?.socket;
+    const receivers = [...channel.sockets].filter(
+      (socket) => socket !== leftOut && socket.data.delivery?.isLive === true,
+    );
     if (receivers.length > 0) {
       const message = JSON.stringify(changeMessage(change));
       if (leftOut === undefined) server?.publish(channel.topic, message);
       else leftOut.publish(channel.topic, message);
     }
     for (const socket of receivers) socket.data.delivery?.published(change);
-    leftOut?.data.delivery?.passedOver(change.seq);
+    leftOut?.data.delivery?.passedOver(change);
   }
 
   /** Looks for changes nobody told of, and goes on with sockets that had to wait for the database. */
@@ -228,8 +246,23 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
   function closeRevoked({ userId, deviceId, tokenGeneration }: Revocation): void {
     for (const socket of channels.get(userId)?.sockets ?? []) {
       const { data } = socket;
-      const revoked = deviceId === null ? data.tokenGeneration < (tokenGeneration ?? Number.POSITIVE_INFINITY) : data.deviceId === deviceId;
-      if (revoked) end(socket, CLOSE.unauthorized, "The token no longer counts; sign in again.");
+      const revoked =
+        deviceId === null
+          ? data.tokenGeneration < (tokenGeneration ?? Number.POSITIVE_INFINITY)
+          : data.deviceId === deviceId;
+      if (revoked) end(socket, CLOSE.unauthorized, TOKEN_REVOKED);
+    }
+  }
+
+  /** [R6] Asks the database about every socket's token: what another instance or a command revoked without our hearing of it. */
+  async function recheck(): Promise<void> {
+    const sockets = [...channels.values()].flatMap((channel) => [...channel.sockets]);
+    for (let start = 0; start < sockets.length; start += RECHECK_SOCKETS) {
+      const batch = sockets.slice(start, start + RECHECK_SOCKETS);
+      const dead = new Set(await storage.deadAuthors(batch.map(({ data }) => data)));
+      for (const socket of batch) {
+        if (dead.has(socket.data)) end(socket, CLOSE.unauthorized, TOKEN_REVOKED);
+      }
     }
   }
 

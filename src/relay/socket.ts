@@ -11,12 +11,12 @@ import { createProtocol, formatTime, type ClientMessage } from "../protocol.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
 import { encodeCursor } from "../sync/cursor.ts";
 import type { Writer } from "../sync/writer.ts";
-import type { Hub, Socket, SocketData } from "./hub.ts";
+import type { Hub, Origin, Socket, SocketData } from "./hub.ts";
 
 export interface SocketOptions {
   config: Config;
   hub: Hub;
-  writer: Writer<Socket>;
+  writer: Writer<Origin>;
   log: Logger;
   /** The database's epoch, for cursors. */
   epoch: string;
@@ -75,7 +75,7 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
     data.inFlight += 1;
     if (data.inFlight === socketInFlightHigh) socket.pause();
     writer
-      .submit(toWrite(message, data), socket)
+      .submit(toWrite(message, data), { socket, confirmedCount: data.delivery?.confirmedCount ?? 0 })
       .then(
         (outcome) => answer(socket, message, outcome),
         (error: unknown) => refuse(socket, message, error),
@@ -99,7 +99,10 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
     if (result.success) return { message: result.data };
     const [issue] = result.error.issues;
     const field = issue?.path.join(".") ?? "";
-    return { fault: field === "" ? "The message is not one this server knows." : `${field}: ${issue?.message}`, ref: refOf(json, config.sync.refMaxLength) };
+    return {
+      fault: field === "" ? "The message is not one this server knows." : `${field}: ${issue?.message}`,
+      ref: refOf(json, config.sync.refMaxLength),
+    };
   }
 
   /** [W6] tells the loser what stands; `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */
@@ -118,13 +121,18 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
       case "duplicate":
       case "stale":
         if (outcome.result === "stale" && outcome.winner !== null) socket.data.delivery?.sendWinner(outcome.winner);
-        if (message.ref !== undefined) sendJson(socket, { type: "ack", ref: message.ref, result: outcome.result, seq: outcome.seq });
+        if (message.ref !== undefined)
+          sendJson(socket, { type: "ack", ref: message.ref, result: outcome.result, seq: outcome.seq });
     }
   }
 
   function refuse(socket: Socket, message: ClientMessage, error: unknown): void {
     if (!(error instanceof AppError)) log.error("a write failed", { error });
-    sendError(socket, error instanceof AppError ? error : new AppError("internal", "Something went wrong on the server."), message.ref);
+    sendError(
+      socket,
+      error instanceof AppError ? error : new AppError("internal", "Something went wrong on the server."),
+      message.ref,
+    );
   }
 
   function sendError(socket: Socket, error: AppError, ref: string | undefined): void {
@@ -172,7 +180,14 @@ function toWrite(message: ClientMessage, data: SocketData): Write {
         baseSeq: message.base_seq ?? null,
       };
     case "slot_clear":
-      return { kind: "slot", author, slotNumber: message.slot_number, blob: null, timestamp: message.timestamp, baseSeq: message.base_seq ?? null };
+      return {
+        kind: "slot",
+        author,
+        slotNumber: message.slot_number,
+        blob: null,
+        timestamp: message.timestamp,
+        baseSeq: message.base_seq ?? null,
+      };
     case "history_push":
       return {
         kind: "history_push",

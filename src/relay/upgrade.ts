@@ -35,7 +35,8 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
     const { token, subprotocol } = findToken(request, query);
     const { identity, state } = await sessions.open(token);
     const { userId, deviceId, tokenGeneration, expiresAt } = identity;
-    if (deviceId === null || state.device === null) throw new AppError("device_required", "A socket needs a device's token.");
+    if (deviceId === null || state.device === null)
+      throw new AppError("device_required", "A socket needs a device's token.");
 
     const protocol = readProtocol(query.get("protocol"));
     const start =
@@ -53,13 +54,15 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
       delivery: undefined,
     };
     const headers = subprotocol === undefined ? {} : { "Sec-WebSocket-Protocol": subprotocol };
-    if (!server.upgrade(request, { data, headers })) throw new AppError("bad_request", "The WebSocket handshake is not valid.");
+    if (!server.upgrade(request, { data, headers }))
+      throw new AppError("bad_request", "The WebSocket handshake is not valid.");
   };
 
   /** A browser says which page asks; a page of elsewhere has no business with a user's clips. Programs send no Origin. */
   function refuseForeignOrigin(request: Request): void {
     const origin = request.headers.get("origin");
-    if (origin === null || corsOrigins.includes(origin) || URL.parse(origin)?.host === request.headers.get("host")) return;
+    if (origin === null || corsOrigins.includes(origin) || URL.parse(origin)?.host === request.headers.get("host"))
+      return;
     throw new AppError("origin_forbidden", "This origin may not connect.");
   }
 
@@ -81,9 +84,11 @@ function readProtocol(text: string | null): 1 | 2 {
 
 function findToken(request: Request, query: URLSearchParams): { token: string; subprotocol: string | undefined } {
   const [first, second] = (request.headers.get("sec-websocket-protocol") ?? "").split(",").map((part) => part.trim());
-  if (first === SUBPROTOCOL && second !== undefined && second !== "") return { token: second, subprotocol: SUBPROTOCOL };
+  if (first === SUBPROTOCOL && second !== undefined && second !== "")
+    return { token: second, subprotocol: SUBPROTOCOL };
   const [scheme, bearer] = (request.headers.get("authorization") ?? "").split(" ");
-  if (scheme?.toLowerCase() === "bearer" && bearer !== undefined && bearer !== "") return { token: bearer, subprotocol: undefined };
+  if (scheme?.toLowerCase() === "bearer" && bearer !== undefined && bearer !== "")
+    return { token: bearer, subprotocol: undefined };
   const token = query.get("token");
   if (token !== null && token !== "") return { token, subprotocol: undefined };
   throw new AppError("token_missing", "A token is missing or has expired.");

@@ -234,7 +234,10 @@ export interface Storage {
   /** Slots with content, by number. */
   slots(userId: string): Promise<StoredSlot[]>;
   /** Live history, newest first. */
-  history(userId: string, page: { limit: number; offset: number; before: HistoryPosition | null }): Promise<StoredHistoryItem[]>;
+  history(
+    userId: string,
+    page: { limit: number; offset: number; before: HistoryPosition | null },
+  ): Promise<StoredHistoryItem[]>;
 
   // Accounts
 
@@ -248,7 +251,12 @@ export interface Storage {
    * Sets a new hash, raises the token generation (which it returns) and revokes every device but `keepDeviceId`: their
    * tokens are of the old generation anyway. null: no such account.
    */
-  changePassword(userId: string, passwordHash: string, keepDeviceId: string | null, now: number): Promise<number | null>;
+  changePassword(
+    userId: string,
+    passwordHash: string,
+    keepDeviceId: string | null,
+    now: number,
+  ): Promise<number | null>;
   /** Erases everything of the account. */
   deleteUser(userId: string): Promise<boolean>;
 
@@ -263,6 +271,8 @@ export interface Storage {
   extendDevice(userId: string, deviceId: string, tokenExpiresAt: number): Promise<boolean>;
   /** null: no such account. */
   tokenState(userId: string, deviceId: string | null): Promise<TokenState | null>;
+  /** Which of these authors' tokens no longer count ([R6]): account gone, generation passed, device revoked. */
+  deadAuthors(authors: readonly Author[]): Promise<Author[]>;
   recordPresence(presences: readonly DevicePresence[]): Promise<void>;
 
   // Link codes

@@ -6,7 +6,6 @@
 import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import type { AccountProgress, Storage, Write, WriteOutcome } from "../storage/storage.ts";
-import { boundTimestamp } from "./merge.ts";
 
 /** What a batch did to one account, and where each change came from. */
 export interface Commit<Origin> extends AccountProgress {
@@ -43,20 +42,27 @@ interface Pending<Origin> {
   reject: (error: unknown) => void;
 }
 
-export function createWriter<Origin>({ storage, config, onCommit, now = Date.now }: WriterOptions<Origin>): Writer<Origin> {
+export function createWriter<Origin>({
+  storage,
+  config,
+  onCommit,
+  now = Date.now,
+}: WriterOptions<Origin>): Writer<Origin> {
   const { batchItems, batchBytes, queueItems, queueBytes, busyRetryMs } = config.writer;
   const limits = { historyItems: config.historyLimit, accountBytes: config.accountStorageBytes };
   let queue: Pending<Origin>[] = [];
   let queuedBytes = 0;
   let committing = 0;
   let scheduled = false;
-  let idleWaiters: (() => void)[] = [];
+  const idleWaiters: (() => void)[] = [];
 
   return {
     submit(write, origin) {
       const bytes = sizeOf(write);
       if (queue.length >= queueItems || queuedBytes + bytes > queueBytes) {
-        return Promise.reject(new AppError("busy", "The server is busy; try again in a moment.", { retryAfterMs: busyRetryMs }));
+        return Promise.reject(
+          new AppError("busy", "The server is busy; try again in a moment.", { retryAfterMs: busyRetryMs }),
+        );
       }
       return new Promise((resolve, reject) => {
         queue.push({ write: bounded(write), origin, resolve, reject });
@@ -65,7 +71,9 @@ export function createWriter<Origin>({ storage, config, onCommit, now = Date.now
       });
     },
     idle() {
-      return queue.length === 0 && committing === 0 ? Promise.resolve() : new Promise((resolve) => idleWaiters.push(resolve));
+      return queue.length === 0 && committing === 0
+        ? Promise.resolve()
+        : new Promise((resolve) => idleWaiters.push(resolve));
     },
     get depth() {
       return queue.length + committing;
@@ -132,12 +140,29 @@ export function createWriter<Origin>({ storage, config, onCommit, now = Date.now
   }
 }
 
+/**
+ * [W3] The timestamp a write counts with: its own, or the server's now when it claims to be further ahead than
+ * clocks honestly are.
+ *
+ * @param timestamp milliseconds, a safe integer above 0
+ */
+function boundTimestamp(timestamp: number, now: number, clockSkewMs: number): number {
+  return timestamp > now + clockSkewMs ? now : timestamp;
+}
+
 /** Changes stand in input order, those that no write asked for last: so do the origins of the applied writes. */
-function withOrigins<Origin>(batch: Pending<Origin>[], outcomes: WriteOutcome[], accounts: AccountProgress[]): Commit<Origin>[] {
-  const commits = new Map(accounts.map((progress) => [progress.userId, { ...progress, origins: [] as (Origin | undefined)[] }]));
+function withOrigins<Origin>(
+  batch: Pending<Origin>[],
+  outcomes: WriteOutcome[],
+  accounts: AccountProgress[],
+): Commit<Origin>[] {
+  const commits = new Map(
+    accounts.map((progress) => [progress.userId, { ...progress, origins: [] as (Origin | undefined)[] }]),
+  );
   for (const [index, outcome] of outcomes.entries()) {
     const pending = batch[index];
-    if (outcome.result === "applied" && pending !== undefined) commits.get(pending.write.author.userId)?.origins.push(pending.origin);
+    if (outcome.result === "applied" && pending !== undefined)
+      commits.get(pending.write.author.userId)?.origins.push(pending.origin);
   }
   return [...commits.values()];
 }

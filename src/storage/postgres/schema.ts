@@ -123,7 +123,11 @@ export const syncedHistory = pgTable(
       foreignColumns: [devices.userId, devices.id],
     }),
     uniqueIndex("idx_synced_history_hash").on(table.userId, table.contentHash),
-    index("idx_synced_history_user").on(table.userId, table.createdAt.desc().nullsFirst(), table.id.desc().nullsFirst()),
+    index("idx_synced_history_user").on(
+      table.userId,
+      table.createdAt.desc().nullsFirst(),
+      table.id.desc().nullsFirst(),
+    ),
     index("idx_synced_history_seq").on(table.userId, table.seq),
   ],
 );

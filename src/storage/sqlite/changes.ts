@@ -60,21 +60,26 @@ export function prepareChanges(client: Database, db: BunSQLiteDatabase): Changes
     .prepare();
 
   // One snapshot for all of the page's reads: a command may write beside the server.
-  return client.transaction((userId: string, afterSeq: number, { limit, maxBytes }: { limit: number; maxBytes: number }): ChangePage => {
-    const rows = index.all({ userId, afterSeq, limit: limit + 1 });
-    const changes: Change[] = [];
-    let bytes = 0;
-    for (const row of rows) {
-      bytes += row.bytes;
-      if (changes.length === limit || (changes.length > 0 && bytes > maxBytes)) break;
-      changes.push(read(userId, row));
-    }
-    const hasMore = changes.length < rows.length;
-    const throughSeq = hasMore ? (changes.at(-1)?.seq ?? afterSeq) : (counter.get({ userId })?.seq ?? afterSeq);
-    return { changes, throughSeq, hasMore };
-  });
+  return client.transaction(
+    (userId: string, afterSeq: number, { limit, maxBytes }: { limit: number; maxBytes: number }): ChangePage => {
+      const rows = index.all({ userId, afterSeq, limit: limit + 1 });
+      const changes: Change[] = [];
+      let bytes = 0;
+      for (const row of rows) {
+        bytes += row.bytes;
+        if (changes.length === limit || (changes.length > 0 && bytes > maxBytes)) break;
+        changes.push(read(userId, row));
+      }
+      const hasMore = changes.length < rows.length;
+      const throughSeq = hasMore ? (changes.at(-1)?.seq ?? afterSeq) : (counter.get({ userId })?.seq ?? afterSeq);
+      return { changes, throughSeq, hasMore };
+    },
+  );
 
-  function read(userId: string, row: { kind: "slot" | "history" | "history_deletion"; key: string; seq: number }): Change {
+  function read(
+    userId: string,
+    row: { kind: "slot" | "history" | "history_deletion"; key: string; seq: number },
+  ): Change {
     if (row.kind === "history_deletion") return { kind: "history_deletion", seq: row.seq, id: row.key };
     if (row.kind === "slot") {
       const found = slot.get({ userId, key: Number(row.key) });

@@ -28,7 +28,10 @@ export function migrateSqlite(client: Database): void {
       );
       const known = new Set<string>(SQLITE_MIGRATIONS.map(({ name }) => name));
       const newer = [...applied].filter((name) => !known.has(name));
-      if (newer.length > 0) throw new NewerDatabaseError(`the database was written by a newer clipslot-server (it has ${newer.join(", ")})`);
+      if (newer.length > 0)
+        throw new NewerDatabaseError(
+          `the database was written by a newer clipslot-server (it has ${newer.join(", ")})`,
+        );
       for (const migration of SQLITE_MIGRATIONS) {
         if (applied.has(migration.name)) continue;
         client.run(migration.sql);

@@ -63,7 +63,9 @@ function takeLock(path: string): Database {
   } catch (error) {
     lock.close();
     if (error instanceof Error && "code" in error && String(error.code).startsWith("SQLITE_BUSY")) {
-      throw new DatabaseInUseError(`${path} is in use by another clipslot-server; run one server a data folder, or move to PostgreSQL`);
+      throw new DatabaseInUseError(
+        `${path} is in use by another clipslot-server; run one server a data folder, or move to PostgreSQL`,
+      );
     }
     throw error;
   }

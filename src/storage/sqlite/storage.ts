@@ -119,7 +119,8 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
             .get() ?? null,
       ),
 
-    slots: (userId) => run(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
+    slots: (userId) =>
+      run(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
 
     history: (userId, { limit, offset, before }) =>
       run(() => {
@@ -130,7 +131,8 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
         return rows.map(({ bytes, ...item }) => ({ ...item, blob: bytes.toString("base64") }));
       }),
 
-    createUser: (user) => run(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
+    createUser: (user) =>
+      run(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
 
     userByEmail: (email) => run(() => oneUser(db.select(userColumns).from(users).where(eq(users.email, email)).get())),
 
@@ -159,13 +161,18 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
         db.update(devices)
           .set({ revokedAt: now })
           .where(
-            and(eq(devices.userId, userId), isNull(devices.revokedAt), keepDeviceId === null ? undefined : ne(devices.id, keepDeviceId)),
+            and(
+              eq(devices.userId, userId),
+              isNull(devices.revokedAt),
+              keepDeviceId === null ? undefined : ne(devices.id, keepDeviceId),
+            ),
           )
           .run();
         return changed.tokenGeneration;
       }),
 
-    deleteUser: (userId) => run(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
+    deleteUser: (userId) =>
+      run(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
 
     registerDevice: (device, maxDevices) =>
       transaction(client, () => {
@@ -191,7 +198,14 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
       }),
 
     devices: (userId, now) =>
-      run(() => db.select(deviceColumns).from(devices).where(liveDevices(userId, now)).orderBy(asc(devices.createdAt), asc(devices.id)).all()),
+      run(() =>
+        db
+          .select(deviceColumns)
+          .from(devices)
+          .where(liveDevices(userId, now))
+          .orderBy(asc(devices.createdAt), asc(devices.id))
+          .all(),
+      ),
 
     revokeDevice: (userId, deviceId, now) =>
       run(
@@ -224,6 +238,18 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
           device: deviceId === null ? null : (liveDevice.get({ userId, deviceId }) ?? null),
         };
       }),
+
+    deadAuthors: (authors) =>
+      run(() =>
+        authors.filter((author) => {
+          const account = tokenGeneration.get({ userId: author.userId });
+          if (account === undefined || author.tokenGeneration < account.tokenGeneration) return true;
+          return (
+            author.deviceId !== null &&
+            liveDevice.get({ userId: author.userId, deviceId: author.deviceId }) === undefined
+          );
+        }),
+      ),
 
     recordPresence: (presences) =>
       transaction(client, () => {
@@ -262,13 +288,15 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
       transaction(client, () => {
         const invite = db.select().from(invites).where(eq(invites.digest, inviteDigest)).get();
         if (invite === undefined || invite.expiresAt <= user.createdAt) return "invite_invalid";
-        const created = db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1;
+        const created =
+          db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1;
         if (!created) return "taken";
         db.delete(invites).where(eq(invites.digest, inviteDigest)).run();
         return "created";
       }),
 
-    retain: (userId, now, tombstonesBefore, limit) => transaction(client, () => retain(userId, now, tombstonesBefore, limit)),
+    retain: (userId, now, tombstonesBefore, limit) =>
+      transaction(client, () => retain(userId, now, tombstonesBefore, limit)),
 
     ping: () =>
       run(() => {
@@ -300,7 +328,11 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
       .where(and(eq(syncedHistory.userId, userId), lte(syncedHistory.expiresAt, now)))
       .limit(limit)
       .all();
-    const changes = dead.map(({ id }, index): Change => ({ kind: "history_deletion", seq: account.seq + 1 + index, id }));
+    const changes = dead.map(({ id }, index): Change => ({
+      kind: "history_deletion",
+      seq: account.seq + 1 + index,
+      id,
+    }));
     for (const { id } of dead) {
       db.delete(syncedHistory)
         .where(and(eq(syncedHistory.userId, userId), eq(syncedHistory.id, id)))

@@ -5,7 +5,7 @@
 import type { Database } from "bun:sqlite";
 import { and, asc, eq, isNull, sql } from "drizzle-orm";
 import type { BunSQLiteDatabase } from "drizzle-orm/bun-sqlite";
-import { compareSlotVersions } from "../../sync/merge.ts";
+import { compareSlotVersions } from "../merge.ts";
 import type {
   AccountProgress,
   AppliedBatch,
@@ -56,7 +56,12 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
       evictHistory(account, limits, now);
       if (account.seq === account.previousSeq) continue;
       statements.saveAccount.run({ ...account });
-      moved.push({ userId: account.userId, previousSeq: account.previousSeq, seq: account.seq, changes: account.changes });
+      moved.push({
+        userId: account.userId,
+        previousSeq: account.previousSeq,
+        seq: account.seq,
+        changes: account.changes,
+      });
     }
     return { outcomes, accounts: moved };
   });
@@ -68,7 +73,15 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     if (account === undefined) {
       const row = statements.account.get({ userId: author.userId });
       account =
-        row === undefined ? null : { ...row, userId: author.userId, previousSeq: row.seq, changes: [], liveDevices: new Map<string, boolean>() };
+        row === undefined
+          ? null
+          : {
+              ...row,
+              userId: author.userId,
+              previousSeq: row.seq,
+              changes: [],
+              liveDevices: new Map<string, boolean>(),
+            };
       accounts.set(author.userId, account);
     }
     if (account === null || author.tokenGeneration < account.tokenGeneration) return null;
@@ -101,7 +114,15 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     }
     if (!grow(account, bytes.length - (stored?.bytes ?? 0), limits)) return { result: "quota_exceeded" };
     const seq = ++account.seq;
-    statements.putSlot.run({ userId, slotNumber, bytes, timestamp, deviceId: author.deviceId, seq, cleared: blob === null });
+    statements.putSlot.run({
+      userId,
+      slotNumber,
+      bytes,
+      timestamp,
+      deviceId: author.deviceId,
+      seq,
+      cleared: blob === null,
+    });
     const change: SlotChange = { kind: "slot", seq, slotNumber, blob, updatedBy: author.deviceId, timestamp };
     account.changes.push(change);
     return { result: "applied", seq, change };
@@ -128,7 +149,11 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     const stored = statements.historyById.get({ userId, id }) ?? statements.historyByHash.get({ userId, contentHash });
     if (stored !== undefined) {
       const { bytes, ...item } = stored;
-      return { result: "duplicate", seq: stored.seq, stored: { kind: "history", ...item, blob: bytes.toString("base64") } };
+      return {
+        result: "duplicate",
+        seq: stored.seq,
+        stored: { kind: "history", ...item, blob: bytes.toString("base64") },
+      };
     }
     const bytes = Buffer.from(blob, "base64");
     if (!grow(account, bytes.length, limits)) return { result: "quota_exceeded" };
@@ -147,7 +172,9 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     const stored = statements.historySize.get({ userId, id });
     if (stored === undefined) {
       const tombstone = statements.tombstone.get({ userId, id });
-      return tombstone === undefined ? { result: "not_found" } : { result: "duplicate", seq: tombstone.seq, stored: null };
+      return tombstone === undefined
+        ? { result: "not_found" }
+        : { result: "duplicate", seq: tombstone.seq, stored: null };
     }
     return { result: "applied", seq: account.seq + 1, change: bury(account, id, stored.bytes, now) };
   }
@@ -208,7 +235,11 @@ function prepareStatements(db: BunSQLiteDatabase) {
       .prepare(),
     saveAccount: db
       .update(users)
-      .set({ seq: sql`${given("seq")}`, storedBytes: sql`${given("storedBytes")}`, historyItems: sql`${given("historyItems")}` })
+      .set({
+        seq: sql`${given("seq")}`,
+        storedBytes: sql`${given("storedBytes")}`,
+        historyItems: sql`${given("historyItems")}`,
+      })
       .where(eq(users.id, given("userId")))
       .prepare(),
     liveDevice: db

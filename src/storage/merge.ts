@@ -29,13 +29,3 @@ export function compareSlotVersions(left: SlotVersion, right: SlotVersion): numb
 function sha256(content: Uint8Array): Uint8Array {
   return new Bun.CryptoHasher("sha256").update(content).digest();
 }
-
-/**
- * [W3] The timestamp a write counts with: its own, or the server's now when it claims to be further ahead than
- * clocks honestly are.
- *
- * @param timestamp milliseconds, a safe integer above 0
- */
-export function boundTimestamp(timestamp: number, now: number, clockSkewMs: number): number {
-  return timestamp > now + clockSkewMs ? now : timestamp;
-}
