@@ -92,6 +92,8 @@ const FIXED = {
   },
   http: {
     idleTimeoutSeconds: 30,
+    /** Up to here a body that is too large gets an answer in words; beyond it Bun answers 413 by itself. */
+    refusableBodyBytes: 64 * MIB,
     shutdownGraceMs: 8 * SECOND_MS,
     unavailableRetryMs: 2 * SECOND_MS,
   },

@@ -3,7 +3,7 @@
  * and nothing else: a fault that is not an AppError is ours, is logged once, and reaches a client as `internal`.
  *
  * The shipped client logs its user out when an error's text contains "401", "Unauthorized" or "expired"
- * (PROTOCOL.md, [E1]), so only `token_invalid` and `token_expired` may say so.
+ * (PROTOCOL.md, [E1]), so only `token_missing` and `token_invalid` may say so.
  */
 
 export const HTTP_STATUS = {

@@ -62,7 +62,8 @@ export function createProtocol(config: Config) {
       });
     }
   });
-  const slotNumber = z.int("must be a whole number").min(1).max(config.sync.slotCount);
+  const slotRange = `must be a whole number from 1 to ${config.sync.slotCount}`;
+  const slotNumber = z.int(slotRange).min(1, slotRange).max(config.sync.slotCount, slotRange);
   const contentHash = z
     .string()
     .regex(/^[A-Za-z0-9+/=_:.-]+$/, "may hold letters, digits and + / = _ : . -")
@@ -110,7 +111,7 @@ export function createProtocol(config: Config) {
     /** The path's `:number`. */
     slotNumber: z
       .string()
-      .regex(/^\d{1,2}$/)
+      .regex(/^[1-9]\d?$/, slotRange)
       .transform(Number)
       .pipe(slotNumber),
     historyItem,
@@ -197,4 +198,9 @@ export function changeMessage(change: Change) {
     case "history_deletion":
       return { type: "history_deleted", id: change.id, seq: change.seq };
   }
+}
+
+/** No news to a client that starts from nothing, later than it happened. */
+export function isDeletion(change: Change): boolean {
+  return change.kind === "history_deletion" || (change.kind === "slot" && change.blob === null);
 }

@@ -23,15 +23,15 @@ const CLOSING_BRACE = 0x7d;
  *
  * @throws AppError `invalid_json` for text that is no JSON, nests too deep, or has a `__proto__`
  */
-export function parseJson(text: string): unknown {
-  refuseBombs(text);
+export function parseJson(text: string, name = "The body"): unknown {
+  refuseBombs(text, name);
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch {
-    throw new AppError("invalid_json", "The body is not valid JSON.");
+    throw new AppError("invalid_json", `${name} is not valid JSON.`);
   }
-  refuseProto(value);
+  refuseProto(value, name);
   return value;
 }
 
@@ -58,7 +58,7 @@ export function validate<Schema extends z.ZodType>(
 }
 
 /** Looks at the brackets and commas outside of strings, before a parser builds what they stand for. */
-function refuseBombs(text: string): void {
+function refuseBombs(text: string, name: string): void {
   let depth = 0;
   let values = 0;
   for (let index = 0; index < text.length; index += 1) {
@@ -73,8 +73,8 @@ function refuseBombs(text: string): void {
     } else if (character === COMMA) {
       values += 1;
     }
-    if (depth > MAX_DEPTH) throw new AppError("invalid_json", "The body nests too deep.");
-    if (values > MAX_VALUES) throw new AppError("invalid_json", "The body has too many values.");
+    if (depth > MAX_DEPTH) throw new AppError("invalid_json", `${name} nests too deep.`);
+    if (values > MAX_VALUES) throw new AppError("invalid_json", `${name} has too many values.`);
   }
 }
 
@@ -92,11 +92,10 @@ function isEscaped(text: string, index: number): boolean {
   return backslashes % 2 === 1;
 }
 
-function refuseProto(value: unknown): void {
+function refuseProto(value: unknown, name: string): void {
   if (typeof value !== "object" || value === null) return;
-  if (Object.hasOwn(value, "__proto__"))
-    throw new AppError("invalid_json", "The body has a field that is not allowed.");
-  for (const part of Object.values(value)) refuseProto(part);
+  if (Object.hasOwn(value, "__proto__")) throw new AppError("invalid_json", `${name} has a field that is not allowed.`);
+  for (const part of Object.values(value)) refuseProto(part, name);
 }
 
 type Issue = z.core.$ZodIssue;

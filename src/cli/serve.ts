@@ -108,7 +108,8 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     hostname: config.host,
     port: config.port,
     idleTimeout: config.http.idleTimeoutSeconds,
-    maxRequestBodySize: config.maxBodyBytes + 1024,
+    // The application refuses what is too large with words of its own; this is for what it never sees.
+    maxRequestBodySize: config.http.refusableBodyBytes,
     development: false,
     websocket: createSocketHandler({ config, hub, writer, log, epoch: storage.epoch }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),

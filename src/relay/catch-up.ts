@@ -12,7 +12,7 @@
  */
 import type { ServerWebSocket } from "bun";
 import type { Config } from "../config.ts";
-import { changeMessage } from "../protocol.ts";
+import { changeMessage, isDeletion } from "../protocol.ts";
 import type { Change, SlotChange, Storage } from "../storage/storage.ts";
 
 export interface Channel {
@@ -261,8 +261,4 @@ export function createDelivery(options: DeliveryOptions) {
     confirmedSeq = seq;
     options.onConfirmed(seq);
   }
-}
-
-function isDeletion(change: Change): boolean {
-  return change.kind === "history_deletion" || (change.kind === "slot" && change.blob === null);
 }

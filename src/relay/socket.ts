@@ -11,6 +11,7 @@ import { createProtocol, formatTime, type ClientMessage } from "../protocol.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
 import { encodeCursor } from "../sync/cursor.ts";
 import type { Writer } from "../sync/writer.ts";
+import { parseJson, validate } from "../validate.ts";
 import type { Hub, Origin, Socket, SocketData } from "./hub.ts";
 
 export interface SocketOptions {
@@ -44,7 +45,8 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
         return;
       }
       hub.join(socket, (seq) => {
-        if (socket.data.protocol === 2) sendJson(socket, { type: "sync_complete", cursor: encodeCursor(epoch, seq) });
+        if (socket.data.protocol === 2)
+          sendJson(socket, { type: "sync_complete", cursor: encodeCursor(epoch, { seq, emptyUntilSeq: 0 }) });
       });
     }),
     message: guarded((socket, frame: string | Buffer) => receive(socket, frame)),
@@ -57,7 +59,7 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
     sendJson(socket, {
       type: "welcome",
       protocol: 2,
-      cursor: encodeCursor(epoch, socket.data.fromSeq),
+      cursor: encodeCursor(epoch, { seq: socket.data.fromSeq, emptyUntilSeq: socket.data.emptyUntilSeq }),
       server_time: formatTime(Date.now()),
       device_id: socket.data.deviceId,
       limits: publicLimits(config),
@@ -65,12 +67,16 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
   }
 
   function receive(socket: Socket, frame: string | Buffer): void {
-    const parsed = parse(frame);
-    if ("fault" in parsed) {
-      sendError(socket, new AppError("bad_request", parsed.fault), parsed.ref);
+    let json: unknown;
+    let message: ClientMessage;
+    try {
+      json = parseFrame(frame);
+      message = validate(clientMessage, json, "The message");
+    } catch (error) {
+      if (!(error instanceof AppError)) throw error;
+      sendError(socket, error, refOf(json, config.sync.refMaxLength));
       return;
     }
-    const { message } = parsed;
     const { data } = socket;
     data.inFlight += 1;
     if (data.inFlight === socketInFlightHigh) socket.pause();
@@ -85,24 +91,6 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
         data.inFlight -= 1;
         if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
       });
-  }
-
-  function parse(frame: string | Buffer): { message: ClientMessage } | { fault: string; ref: string | undefined } {
-    if (typeof frame !== "string") return { fault: "Messages are JSON text, not binary.", ref: undefined };
-    let json: unknown;
-    try {
-      json = JSON.parse(frame);
-    } catch {
-      return { fault: "The message is not valid JSON.", ref: undefined };
-    }
-    const result = clientMessage.safeParse(json);
-    if (result.success) return { message: result.data };
-    const [issue] = result.error.issues;
-    const field = issue?.path.join(".") ?? "";
-    return {
-      fault: field === "" ? "The message is not one this server knows." : `${field}: ${issue?.message}`,
-      ref: refOf(json, config.sync.refMaxLength),
-    };
   }
 
   /** [W6] tells the loser what stands; `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */
@@ -155,6 +143,11 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
       }
     };
   }
+}
+
+function parseFrame(frame: string | Buffer): unknown {
+  if (typeof frame !== "string") throw new AppError("bad_request", "Messages are JSON text, not binary.");
+  return parseJson(frame, "The message");
 }
 
 function sendJson(socket: Socket, message: Record<string, unknown>): void {

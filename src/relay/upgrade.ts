@@ -4,7 +4,7 @@ import type { Sessions } from "../accounts/sessions.ts";
 import { deadToken } from "../accounts/tokens.ts";
 import { AppError } from "../errors.ts";
 import type { Storage } from "../storage/storage.ts";
-import { decodeCursor, resyncReason } from "../sync/cursor.ts";
+import { resumeAt, type Cursor, type ResyncReason } from "../sync/cursor.ts";
 import type { SocketData } from "./hub.ts";
 
 /** The subprotocol a browser offers first; the token follows as the second ([P2]). */
@@ -33,23 +33,25 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
     refuseForeignOrigin(request);
     const query = new URL(request.url).searchParams;
     const { token, subprotocol } = findToken(request, query);
+    const protocol = readProtocol(query.get("protocol"));
+    const cursor =
+      protocol === 2 ? await readCursor((await sessions.authenticate(token)).userId, query.get("cursor")) : undefined;
+    // The last await: what is revoked after it finds the socket in the hub.
     const { identity, state } = await sessions.open(token);
     const { userId, deviceId, tokenGeneration, expiresAt } = identity;
-    if (deviceId === null || state.device === null)
+    if (deviceId === null || state.device === null) {
       throw new AppError("device_required", "A socket needs a device's token.");
-
-    const protocol = readProtocol(query.get("protocol"));
-    const start =
-      protocol === 1
-        ? { fromSeq: state.device.confirmedSeq, emptyUntilSeq: 0, resync: undefined }
-        : await readCursor(userId, query.get("cursor"));
+    }
+    const start = cursor ?? { seq: state.device.confirmedSeq, emptyUntilSeq: 0 };
     const data: SocketData = {
       userId,
       deviceId,
       tokenGeneration,
       tokenExpiresAt: expiresAt,
       protocol,
-      ...start,
+      fromSeq: "seq" in start ? start.seq : 0,
+      emptyUntilSeq: "seq" in start ? start.emptyUntilSeq : 0,
+      resync: "resync" in start ? start.resync : undefined,
       inFlight: 0,
       delivery: undefined,
     };
@@ -66,13 +68,10 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
     throw new AppError("origin_forbidden", "This origin may not connect.");
   }
 
-  async function readCursor(userId: string, text: string | null) {
+  async function readCursor(userId: string, text: string | null): Promise<Cursor | { resync: ResyncReason }> {
     const account = await storage.summary(userId);
     if (account === null) throw deadToken();
-    if (text === null || text === "") return { fromSeq: 0, emptyUntilSeq: account.seq, resync: undefined };
-    const cursor = decodeCursor(storage.epoch, text);
-    const resync = "resync" in cursor ? cursor.resync : resyncReason(cursor.seq, account);
-    return { fromSeq: "seq" in cursor ? cursor.seq : 0, emptyUntilSeq: 0, resync };
+    return resumeAt(text === null || text === "" ? undefined : text, storage.epoch, account);
   }
 }
 

@@ -21,7 +21,7 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
   const file = openSqliteFile(path);
   const { client } = file;
   const db = drizzle({ client });
-  const applyWrites = prepareWrites(client, db);
+  const applyWrites = prepareWrites(client);
   const changesAfter = prepareChanges(client, db);
   const given = sql.placeholder;
 

@@ -3,8 +3,6 @@
  * writer at a time, so what is read here is what stands when the transaction commits.
  */
 import type { Database } from "bun:sqlite";
-import { and, asc, eq, isNull, sql } from "drizzle-orm";
-import type { BunSQLiteDatabase } from "drizzle-orm/bun-sqlite";
 import { compareSlotVersions } from "../merge.ts";
 import type {
   AccountProgress,
@@ -18,7 +16,6 @@ import type {
   WriteLimits,
   WriteOutcome,
 } from "../storage.ts";
-import { devices, historyTombstones, syncedHistory, syncedSlots, users } from "./schema.ts";
 
 const EMPTY = Buffer.alloc(0);
 
@@ -33,8 +30,8 @@ interface Account extends AccountProgress {
 
 export type ApplyWrites = (writes: readonly Write[], limits: WriteLimits, now: number) => AppliedBatch;
 
-export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWrites {
-  const statements = prepareStatements(db);
+export function prepareWrites(client: Database): ApplyWrites {
+  const statements = prepareStatements(client);
 
   const apply = client.transaction((writes: readonly Write[], limits: WriteLimits, now: number): AppliedBatch => {
     const accounts = new Map<string, Account | null>();
@@ -55,7 +52,7 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
       if (account === null) continue;
       evictHistory(account, limits, now);
       if (account.seq === account.previousSeq) continue;
-      statements.saveAccount.run({ ...account });
+      statements.saveAccount.run(account.seq, account.storedBytes, account.historyItems, account.userId);
       moved.push({
         userId: account.userId,
         previousSeq: account.previousSeq,
@@ -71,9 +68,9 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
   function admit(author: Author, accounts: Map<string, Account | null>): Account | null {
     let account = accounts.get(author.userId);
     if (account === undefined) {
-      const row = statements.account.get({ userId: author.userId });
+      const row = statements.account.get(author.userId);
       account =
-        row === undefined
+        row === null
           ? null
           : {
               ...row,
@@ -88,7 +85,7 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     if (author.deviceId === null) return account;
     let live = account.liveDevices.get(author.deviceId);
     if (live === undefined) {
-      live = statements.liveDevice.get({ userId: author.userId, deviceId: author.deviceId }) !== undefined;
+      live = statements.liveDevice.get(author.userId, author.deviceId) !== null;
       account.liveDevices.set(author.deviceId, live);
     }
     return live ? account : null;
@@ -98,15 +95,15 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     const { userId } = account;
     const { slotNumber, author, blob } = write;
     const bytes = blob === null ? EMPTY : Buffer.from(blob, "base64");
-    const stored = statements.slot.get({ userId, slotNumber });
+    const stored = statements.slot.get(userId, slotNumber);
     let timestamp = write.timestamp ?? now;
-    if (stored !== undefined) {
+    if (stored !== null) {
       if (write.timestamp === null || write.baseSeq === stored.seq) {
         timestamp = Math.max(timestamp, stored.timestamp + 1);
       } else {
         const order = compareSlotVersions(
           { timestamp: write.timestamp, deviceId: author.deviceId, content: () => bytes },
-          { ...stored, content: () => statements.slotContent.get({ userId, slotNumber })?.bytes ?? EMPTY },
+          { ...stored, content: () => statements.slotContent.get(userId, slotNumber)?.bytes ?? EMPTY },
         );
         if (order === 0) return { result: "duplicate", seq: stored.seq, stored: storedSlot(userId, slotNumber) };
         if (order < 0) return { result: "stale", seq: stored.seq, winner: storedSlot(userId, slotNumber) };
@@ -114,28 +111,20 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     }
     if (!grow(account, bytes.length - (stored?.bytes ?? 0), limits)) return { result: "quota_exceeded" };
     const seq = ++account.seq;
-    statements.putSlot.run({
-      userId,
-      slotNumber,
-      bytes,
-      timestamp,
-      deviceId: author.deviceId,
-      seq,
-      cleared: blob === null,
-    });
+    statements.putSlot.run(userId, slotNumber, bytes, timestamp, author.deviceId, seq, blob === null);
     const change: SlotChange = { kind: "slot", seq, slotNumber, blob, updatedBy: author.deviceId, timestamp };
     account.changes.push(change);
     return { result: "applied", seq, change };
   }
 
   function storedSlot(userId: string, slotNumber: number): SlotChange {
-    const row = statements.slotContent.get({ userId, slotNumber });
-    if (row === undefined) throw new Error("a slot left the table within a transaction");
+    const row = statements.slotContent.get(userId, slotNumber);
+    if (row === null) throw new Error("a slot left the table within a transaction");
     return {
       kind: "slot",
       seq: row.seq,
       slotNumber,
-      blob: row.cleared ? null : row.bytes.toString("base64"),
+      blob: row.cleared === 1 ? null : toBase64(row.bytes),
       updatedBy: row.deviceId,
       timestamp: row.timestamp,
     };
@@ -144,15 +133,15 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
   function pushHistory(account: Account, write: HistoryWrite, limits: WriteLimits): WriteOutcome {
     const { userId } = account;
     const { id, contentHash, author, createdAt, expiresAt, blob } = write;
-    const tombstone = statements.tombstone.get({ userId, id });
-    if (tombstone !== undefined) return { result: "stale", seq: tombstone.seq, winner: null };
-    const stored = statements.historyById.get({ userId, id }) ?? statements.historyByHash.get({ userId, contentHash });
-    if (stored !== undefined) {
+    const tombstone = statements.tombstone.get(userId, id);
+    if (tombstone !== null) return { result: "stale", seq: tombstone.seq, winner: null };
+    const stored = statements.historyById.get(userId, id) ?? statements.historyByHash.get(userId, contentHash);
+    if (stored !== null) {
       const { bytes, ...item } = stored;
       return {
         result: "duplicate",
         seq: stored.seq,
-        stored: { kind: "history", ...item, blob: bytes.toString("base64") },
+        stored: { kind: "history", ...item, blob: toBase64(bytes) },
       };
     }
     const bytes = Buffer.from(blob, "base64");
@@ -160,7 +149,7 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     const seq = ++account.seq;
     account.historyItems += 1;
     const { deviceId } = author;
-    statements.addHistory.run({ userId, id, bytes, contentHash, deviceId, createdAt, expiresAt, seq });
+    statements.addHistory.run(userId, id, bytes, contentHash, deviceId, createdAt, expiresAt, seq);
     const change = { kind: "history", seq, id, blob, contentHash, deviceId, createdAt, expiresAt } as const;
     account.changes.push(change);
     return { result: "applied", seq, change };
@@ -169,12 +158,10 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
   function deleteHistory(account: Account, write: HistoryDelete, now: number): WriteOutcome {
     const { userId } = account;
     const { id } = write;
-    const stored = statements.historySize.get({ userId, id });
-    if (stored === undefined) {
-      const tombstone = statements.tombstone.get({ userId, id });
-      return tombstone === undefined
-        ? { result: "not_found" }
-        : { result: "duplicate", seq: tombstone.seq, stored: null };
+    const stored = statements.historySize.get(userId, id);
+    if (stored === null) {
+      const tombstone = statements.tombstone.get(userId, id);
+      return tombstone === null ? { result: "not_found" } : { result: "duplicate", seq: tombstone.seq, stored: null };
     }
     return { result: "applied", seq: account.seq + 1, change: bury(account, id, stored.bytes, now) };
   }
@@ -183,7 +170,7 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
   function evictHistory(account: Account, limits: WriteLimits, now: number): void {
     const excess = account.historyItems - limits.historyItems;
     if (excess <= 0) return;
-    for (const { id, bytes } of statements.oldestHistory.all({ userId: account.userId, limit: excess })) {
+    for (const { id, bytes } of statements.oldestHistory.all(account.userId, excess)) {
       bury(account, id, bytes, now);
     }
   }
@@ -193,12 +180,16 @@ export function prepareWrites(client: Database, db: BunSQLiteDatabase): ApplyWri
     const seq = ++account.seq;
     account.historyItems -= 1;
     account.storedBytes -= bytes;
-    statements.removeHistory.run({ userId, id });
-    statements.addTombstone.run({ userId, id, seq, now });
+    statements.removeHistory.run(userId, id);
+    statements.addTombstone.run(userId, id, seq, now);
     const change = { kind: "history_deletion", seq, id } as const;
     account.changes.push(change);
     return change;
   }
+}
+
+function toBase64(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64");
 }
 
 /** Books the growth, unless the account is full; what does not grow always fits. */
@@ -208,124 +199,105 @@ function grow(account: Account, bytes: number, limits: WriteLimits): boolean {
   return true;
 }
 
-function prepareStatements(db: BunSQLiteDatabase) {
-  const given = sql.placeholder;
-  const ofSlot = and(eq(syncedSlots.userId, given("userId")), eq(syncedSlots.slotNumber, given("slotNumber")));
-  const historyId = and(eq(syncedHistory.userId, given("userId")), eq(syncedHistory.id, given("id")));
-  const historyItem = {
-    seq: syncedHistory.seq,
-    id: syncedHistory.id,
-    bytes: syncedHistory.encryptedBlob,
-    contentHash: syncedHistory.contentHash,
-    deviceId: syncedHistory.deviceId,
-    createdAt: syncedHistory.createdAt,
-    expiresAt: syncedHistory.expiresAt,
-  };
-  const historyBytes = sql<number>`length(${syncedHistory.encryptedBlob})`;
+/**
+ * What every write runs, as plain SQL: a statement of the driver's own takes 0.6 µs, the same one prepared through
+ * drizzle 2 to 4 µs. Each finds its row by the whole primary key or unique index; a join of them takes 12 µs.
+ */
+function prepareStatements(client: Database) {
+  const slotColumns = "seq, updated_at AS timestamp, updated_by AS deviceId, cleared";
+  const historyColumns =
+    "seq, id, encrypted_blob AS bytes, content_hash AS contentHash, device_id AS deviceId, created_at AS createdAt, expires_at AS expiresAt";
   return {
-    account: db
-      .select({
-        seq: users.seq,
-        tokenGeneration: users.tokenGeneration,
-        storedBytes: users.storedBytes,
-        historyItems: users.historyItems,
-      })
-      .from(users)
-      .where(eq(users.id, given("userId")))
-      .prepare(),
-    saveAccount: db
-      .update(users)
-      .set({
-        seq: sql`${given("seq")}`,
-        storedBytes: sql`${given("storedBytes")}`,
-        historyItems: sql`${given("historyItems")}`,
-      })
-      .where(eq(users.id, given("userId")))
-      .prepare(),
-    liveDevice: db
-      .select({ id: devices.id })
-      .from(devices)
-      .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
-      .prepare(),
-    slot: db
-      .select({
-        seq: syncedSlots.seq,
-        timestamp: syncedSlots.updatedAt,
-        deviceId: syncedSlots.updatedBy,
-        bytes: sql<number>`length(${syncedSlots.encryptedBlob})`,
-      })
-      .from(syncedSlots)
-      .where(ofSlot)
-      .prepare(),
-    slotContent: db
-      .select({
-        seq: syncedSlots.seq,
-        timestamp: syncedSlots.updatedAt,
-        deviceId: syncedSlots.updatedBy,
-        bytes: syncedSlots.encryptedBlob,
-        cleared: syncedSlots.cleared,
-      })
-      .from(syncedSlots)
-      .where(ofSlot)
-      .prepare(),
-    putSlot: db
-      .insert(syncedSlots)
-      .values({
-        userId: given("userId"),
-        slotNumber: given("slotNumber"),
-        encryptedBlob: given("bytes"),
-        updatedAt: given("timestamp"),
-        updatedBy: given("deviceId"),
-        seq: given("seq"),
-        cleared: given("cleared"),
-      })
-      .onConflictDoUpdate({
-        target: [syncedSlots.userId, syncedSlots.slotNumber],
-        set: {
-          encryptedBlob: sql`excluded.encrypted_blob`,
-          updatedAt: sql`excluded.updated_at`,
-          updatedBy: sql`excluded.updated_by`,
-          seq: sql`excluded.seq`,
-          cleared: sql`excluded.cleared`,
-        },
-      })
-      .prepare(),
-    tombstone: db
-      .select({ seq: historyTombstones.seq })
-      .from(historyTombstones)
-      .where(and(eq(historyTombstones.userId, given("userId")), eq(historyTombstones.id, given("id"))))
-      .prepare(),
-    historyById: db.select(historyItem).from(syncedHistory).where(historyId).prepare(),
-    historyByHash: db
-      .select(historyItem)
-      .from(syncedHistory)
-      .where(and(eq(syncedHistory.userId, given("userId")), eq(syncedHistory.contentHash, given("contentHash"))))
-      .prepare(),
-    historySize: db.select({ bytes: historyBytes }).from(syncedHistory).where(historyId).prepare(),
-    oldestHistory: db
-      .select({ id: syncedHistory.id, bytes: historyBytes })
-      .from(syncedHistory)
-      .where(eq(syncedHistory.userId, given("userId")))
-      .orderBy(asc(syncedHistory.createdAt), asc(syncedHistory.id))
-      .limit(given("limit"))
-      .prepare(),
-    addHistory: db
-      .insert(syncedHistory)
-      .values({
-        userId: given("userId"),
-        id: given("id"),
-        encryptedBlob: given("bytes"),
-        contentHash: given("contentHash"),
-        deviceId: given("deviceId"),
-        createdAt: given("createdAt"),
-        expiresAt: given("expiresAt"),
-        seq: given("seq"),
-      })
-      .prepare(),
-    removeHistory: db.delete(syncedHistory).where(historyId).prepare(),
-    addTombstone: db
-      .insert(historyTombstones)
-      .values({ userId: given("userId"), id: given("id"), seq: given("seq"), deletedAt: given("now") })
-      .prepare(),
+    account: client.query<AccountRow, [userId: string]>(
+      "SELECT seq, token_generation AS tokenGeneration, stored_bytes AS storedBytes, history_items AS historyItems FROM users WHERE id = ?",
+    ),
+    saveAccount: client.query<never, [seq: number, storedBytes: number, historyItems: number, userId: string]>(
+      "UPDATE users SET seq = ?, stored_bytes = ?, history_items = ? WHERE id = ?",
+    ),
+    liveDevice: client.query<{ live: 1 }, [userId: string, deviceId: string]>(
+      "SELECT 1 AS live FROM devices WHERE user_id = ? AND id = ? AND revoked_at IS NULL",
+    ),
+    slot: client.query<SlotRow & { bytes: number }, [userId: string, slotNumber: number]>(
+      `SELECT ${slotColumns}, length(encrypted_blob) AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?`,
+    ),
+    slotContent: client.query<SlotRow & { bytes: Uint8Array }, [userId: string, slotNumber: number]>(
+      `SELECT ${slotColumns}, encrypted_blob AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?`,
+    ),
+    putSlot: client.query<
+      never,
+      [
+        userId: string,
+        slotNumber: number,
+        bytes: Uint8Array,
+        timestamp: number,
+        deviceId: string | null,
+        seq: number,
+        cleared: boolean,
+      ]
+    >(
+      `INSERT INTO synced_slots (user_id, slot_number, encrypted_blob, updated_at, updated_by, seq, cleared) VALUES (?, ?, ?, ?, ?, ?, ?)
+       ON CONFLICT (user_id, slot_number) DO UPDATE SET encrypted_blob = excluded.encrypted_blob, updated_at = excluded.updated_at,
+         updated_by = excluded.updated_by, seq = excluded.seq, cleared = excluded.cleared`,
+    ),
+    tombstone: client.query<{ seq: number }, [userId: string, id: string]>(
+      "SELECT seq FROM history_tombstones WHERE user_id = ? AND id = ?",
+    ),
+    historyById: client.query<HistoryRow, [userId: string, id: string]>(
+      `SELECT ${historyColumns} FROM synced_history WHERE user_id = ? AND id = ?`,
+    ),
+    historyByHash: client.query<HistoryRow, [userId: string, contentHash: string]>(
+      `SELECT ${historyColumns} FROM synced_history WHERE user_id = ? AND content_hash = ?`,
+    ),
+    historySize: client.query<{ bytes: number }, [userId: string, id: string]>(
+      "SELECT length(encrypted_blob) AS bytes FROM synced_history WHERE user_id = ? AND id = ?",
+    ),
+    oldestHistory: client.query<{ id: string; bytes: number }, [userId: string, limit: number]>(
+      "SELECT id, length(encrypted_blob) AS bytes FROM synced_history WHERE user_id = ? ORDER BY created_at, id LIMIT ?",
+    ),
+    addHistory: client.query<
+      never,
+      [
+        userId: string,
+        id: string,
+        bytes: Uint8Array,
+        contentHash: string,
+        deviceId: string | null,
+        createdAt: number,
+        expiresAt: number | null,
+        seq: number,
+      ]
+    >(
+      "INSERT INTO synced_history (user_id, id, encrypted_blob, content_hash, device_id, created_at, expires_at, seq) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    ),
+    removeHistory: client.query<never, [userId: string, id: string]>(
+      "DELETE FROM synced_history WHERE user_id = ? AND id = ?",
+    ),
+    addTombstone: client.query<never, [userId: string, id: string, seq: number, deletedAt: number]>(
+      "INSERT INTO history_tombstones (user_id, id, seq, deleted_at) VALUES (?, ?, ?, ?)",
+    ),
   };
+}
+
+interface AccountRow {
+  seq: number;
+  tokenGeneration: number;
+  storedBytes: number;
+  historyItems: number;
+}
+
+interface SlotRow {
+  seq: number;
+  timestamp: number;
+  deviceId: string | null;
+  cleared: 0 | 1;
+}
+
+interface HistoryRow {
+  seq: number;
+  id: string;
+  bytes: Uint8Array;
+  contentHash: string;
+  deviceId: string | null;
+  createdAt: number;
+  expiresAt: number | null;
 }
