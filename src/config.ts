@@ -80,6 +80,8 @@ const FIXED = {
     closeGraceMs: 500,
   },
   bus: {
+    /** How often a server on SQLite looks whether a command changed the database ([R6] allows a second). */
+    foreignChangesIntervalMs: 250,
     /** How long messages wait for company. */
     gatherMs: 4,
     /** PostgreSQL refuses a NOTIFY of 8,000 bytes. */
@@ -97,7 +99,7 @@ const FIXED = {
     shutdownGraceMs: 8 * SECOND_MS,
     unavailableRetryMs: 2 * SECOND_MS,
   },
-} as const;
+};
 
 const byteCount = (fallback: number, max: number) => z.coerce.number().int().min(1).max(max).default(fallback);
 const list = z
@@ -136,6 +138,8 @@ const environment = z.object({
   MAX_BLOB_BYTES: byteCount(1 * MIB, 16 * MIB),
   HISTORY_LIMIT: z.coerce.number().int().min(1).max(1_000_000).default(1000),
   ACCOUNT_STORAGE_BYTES: byteCount(256 * MIB, Number.MAX_SAFE_INTEGER),
+  METRICS_PORT: z.coerce.number({ error: "must be a port number" }).int().min(0).max(65_535).optional(),
+  METRICS_HOST: z.string().min(1).default("127.0.0.1"),
   LOG_LEVEL: z
     .enum(["debug", "info", "warn", "error"], { error: "must be debug, info, warn or error" })
     .default("info"),
@@ -183,6 +187,8 @@ function build(env: z.infer<typeof environment>) {
     trustedProxies: env.TRUSTED_PROXIES,
     rateLimits: env.RATE_LIMITS === "on",
     logLevel: env.LOG_LEVEL,
+    /** Where Prometheus may ask; undefined: nowhere. */
+    metrics: env.METRICS_PORT === undefined ? undefined : { host: env.METRICS_HOST, port: env.METRICS_PORT },
     maxBlobBytes: env.MAX_BLOB_BYTES,
     /** A frame that holds the largest blob and its fields. */
     maxFrameBytes,

@@ -185,7 +185,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     await forgetTombstones(server, account.userId);
 
     const cases = {
-      unknown_cursor: ["nonsense", "zz", `${epoch}-`, `${cursor}-1`, "-1"],
+      unknown_cursor: ["nonsense", "zz", `${epoch}-`, `${cursor}-1-1`, "-1"],
       other_epoch: [`0123456789abcdef-${seq}`],
       ahead: [`${epoch}-zzzzz`],
       // Of before the deletion that is no longer remembered; also one that another account could use.
@@ -243,14 +243,12 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     await using world = await accountWithContent(database);
     const { server, account, writer, items } = world;
     const { token } = account;
-    const first = await server.json("GET", "/api/sync/changes?limit=2", { token });
-    expect(first).toMatchObject({
-      has_more: false,
-      changes: [{ type: "slot_updated" }, { type: "history_new", id: items.living }],
-    });
     for (let count = 0; count < 3; count += 1) await writer.sendForAnswer(historyPush(randomBlob()));
     const half = await server.json("GET", "/api/sync/changes?limit=2", { token });
-    expect(half.has_more).toBe(true);
+    expect(half).toMatchObject({
+      has_more: true,
+      changes: [{ type: "slot_updated" }, { type: "history_new", id: items.living }],
+    });
     await writer.sendForAnswer({ type: "history_delete", id: items.living });
     const rest = await server.json("GET", `/api/sync/changes?limit=100&cursor=${encodeURIComponent(half.cursor)}`, {
       token,

@@ -35,8 +35,9 @@ RETURN translate(encode(bytes, 'base64'), E'\n', '');
 -- A write of a batch (see apply_writes).
 CREATE TYPE pending_write AS (
   place integer,      -- its place in the batch
-  round integer,      -- the round it is taken in
-  step integer,       -- its place among the account's writes of that round, from 1
+  round integer,      -- the round it is taken in, from 1
+  step integer,       -- its place among the account's writes, from 1
+  passing boolean,    -- a later write of this round overwrites the slot: it is numbered and told, but not stored
   account uuid,
   device uuid,
   generation integer,
@@ -56,7 +57,7 @@ CREATE TYPE pending_write AS (
 -- alone, which holds the locks. A plain query, so that the planner makes it part of the statement that asks.
 CREATE FUNCTION judge_writes(p_writes pending_write[], p_round integer, p_blobs bytea, p_now bigint)
 RETURNS TABLE (
-  place integer, step integer, account uuid, device uuid, kind text, slot integer,
+  place integer, step integer, passing boolean, account uuid, device uuid, kind text, slot integer,
   id uuid, hash text, created bigint, expires bigint, first integer, length integer,
   verdict text,
   at bigint,          -- the effective timestamp of a slot
@@ -69,7 +70,7 @@ RETURNS TABLE (
 LANGUAGE sql STABLE
 AS $$
   SELECT
-    w.place, w.step, w.account, w.device, w.kind, w.slot,
+    w.place, w.step, w.passing, w.account, w.device, w.kind, w.slot,
     w.id, w.hash, w.created, w.expires, w.first, w.length,
     CASE
       -- [R6]
@@ -125,15 +126,19 @@ $$;
 -- Applies a batch of writes (Storage.applyWrites).
 --
 -- p_accounts: the accounts of the batch, each once.
--- p_writes, p_rounds: within a round, no two writes of an account touch the same slot, history id or content hash, and
---   no push comes after a delete (of an item that may have the same content). So all of a round can be judged by what
---   stood before it.
+-- p_writes, p_rounds: all of a round is judged by what stood before it. So within a round no two writes of an account
+--   touch the same slot, history id or content hash, and no push comes after a delete (of an item that may have the same
+--   content). The one exception: writes of one author to one slot, each greater than the one before. What stood decides
+--   about each of them alike, and only the last, which is not passing, is stored.
 -- p_blobs: the blobs one behind another, as base64.
 --
 -- Returns a row a write, and (place NULL) a row for each history item that had to leave to stay within p_history_items.
 -- seq is that of the change, or else of what stands; at the effective timestamp of a slot; stored, as JSON, what stands
 -- instead of the write. Never the blob of a write that was applied: who called has it.
--- A write's seq is the counter before its round plus its step: where a write was not applied, a number stays unused.
+-- A write's seq is the counter before its round plus its step, so numbers may stay unused.
+--
+-- Where an account may run full, whether a write is applied hangs on the sizes of those before it, and there can be no
+-- passing ones: nothing is done, and the one row returned asks for a batch without them ('tight').
 --
 -- The forms were chosen by measuring: an array of records is read three times as fast as JSON, and one text of all
 -- blobs twice as fast as a string each.
@@ -141,6 +146,7 @@ CREATE FUNCTION apply_writes(
   p_accounts uuid[],
   p_writes pending_write[],
   p_rounds integer,
+  p_any_passing boolean,
   p_blobs text,
   p_now bigint,
   p_history_items integer,
@@ -169,6 +175,10 @@ BEGIN
   FROM (
     SELECT stored_bytes, history_items FROM users WHERE id = ANY (p_accounts) ORDER BY id FOR NO KEY UPDATE
   ) AS u;
+  IF tight AND p_any_passing THEN
+    RETURN QUERY SELECT NULL::integer, 'tight', NULL::bigint, NULL::bigint, NULL::json;
+    RETURN;
+  END IF;
 
   FOR current_round IN 1 .. p_rounds LOOP
     -- Where an account may not have room for all of it, its writes are walked one by one, in order: each has the room
@@ -194,7 +204,7 @@ BEGIN
     RETURN QUERY
     WITH decided AS MATERIALIZED (
       SELECT
-        place, account, device, kind, slot, id, hash, created, expires, first, length,
+        place, passing, account, device, kind, slot, id, hash, created, expires, first, length,
         CASE WHEN verdict = 'applied' AND place = ANY (unaffordable) THEN 'quota_exceeded' ELSE verdict END AS verdict,
         at, growth, counter + step AS new_seq, stored_seq, stored_id
       FROM judge_writes(p_writes, current_round, blobs, p_now)
@@ -203,7 +213,7 @@ BEGIN
       INSERT INTO synced_slots AS s (user_id, slot_number, encrypted_blob, updated_at, updated_by, seq, cleared)
       SELECT account, slot, substring(blobs FROM first FOR length), from_ms(at), device, new_seq, length = 0
       FROM decided
-      WHERE verdict = 'applied' AND kind = 'slot'
+      WHERE verdict = 'applied' AND kind = 'slot' AND NOT passing
       ON CONFLICT (user_id, slot_number) DO UPDATE SET
         encrypted_blob = excluded.encrypted_blob,
         updated_at = excluded.updated_at,
@@ -237,7 +247,7 @@ BEGIN
         SELECT
           account,
           max(new_seq) AS seq,
-          sum(growth) AS growth,
+          sum(CASE WHEN NOT passing THEN growth ELSE 0 END) AS growth,
           sum(CASE kind WHEN 'push' THEN 1 WHEN 'delete' THEN -1 ELSE 0 END) AS items
         FROM decided
         WHERE verdict = 'applied'

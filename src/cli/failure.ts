@@ -4,7 +4,7 @@ import { AppError } from "../errors.ts";
 import { OperatorError, UsageError, type Command } from "./command.ts";
 
 /** Errors whose message says all there is to say; their names, so that no adapter has to be loaded to compare. */
-const PLAIN = new Set(["DatabaseInUseError", "NewerDatabaseError"]);
+const PLAIN = new Set(["DatabaseInUseError", "NewerDatabaseError", "MetricsListenError"]);
 
 /** Codes of the operating system that a person can act on (errno(3)). */
 const SYSTEM: Record<string, (path: string) => string> = {

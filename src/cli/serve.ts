@@ -74,7 +74,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
 
   const keys = await loadServerKeys(config, log);
   const storage = opening.adopt(await openStorage(config), (open) => open.close());
-  const bus = opening.adopt(await openBus(config, log), (open) => open.close());
+  const bus = opening.adopt(await openBus(config, storage, log), (open) => open.close());
 
   const presence = createPresence(storage, config, log);
   opening.defer(() => presence.flush());

@@ -5,12 +5,19 @@ import type { Storage } from "./storage.ts";
 /**
  * Opens the database that the configuration names, with its schema up to date. Each adapter is loaded only when it is
  * used: a server on SQLite never reads the PostgreSQL driver.
+ *
+ * @param access a server has its SQLite file alone; a command works beside a server that may be running
  */
-export async function openStorage(config: Config): Promise<Storage> {
+export async function openStorage(config: Config, access: "server" | "command" = "server"): Promise<Storage> {
   if (config.databaseUrl === undefined) {
     const { openSqliteStorage } = await import("./sqlite/storage.ts");
-    return openSqliteStorage(join(config.dataDir, "clipslot.db"));
+    return openSqliteStorage(sqlitePath(config), access);
   }
   const { openPostgresStorage } = await import("./postgres/storage.ts");
   return openPostgresStorage({ url: config.databaseUrl });
+}
+
+/** Where the SQLite database of this configuration is. */
+export function sqlitePath(config: Pick<Config, "dataDir">): string {
+  return join(config.dataDir, "clipslot.db");
 }

@@ -298,6 +298,11 @@ export interface Storage {
 
   /** Removes what is past its time for the account: expired history (as deletions to relay), tombstones older than `tombstonesBefore`. */
   retain(userId: string, now: number, tombstonesBefore: number, limit: number): Promise<AccountProgress | null>;
+  /**
+   * A number that moves when another process changed the database and had no bus to tell by: on SQLite, a command
+   * beside the server. On PostgreSQL it stands still, since there everybody tells.
+   */
+  foreignChanges(): Promise<number>;
   /** Resolves when the database answers. */
   ping(): Promise<void>;
   close(): Promise<void>;

@@ -2,7 +2,8 @@
 import { Database } from "bun:sqlite";
 import { mkdirSync } from "node:fs";
 import { dirname } from "node:path";
-import { migrateSqlite } from "./migrations.ts";
+import { newEpoch } from "../epoch.ts";
+import { migrateSqlite, pendingSqliteMigrations } from "./migrations.ts";
 
 export interface SqliteFile {
   client: Database;
@@ -16,11 +17,13 @@ export class DatabaseInUseError extends Error {
 }
 
 /**
+ * Opens the file for a server, alone.
+ *
  * @param path of the database file; its folder is made when it is missing
  * @throws DatabaseInUseError when another server holds the file
  */
 export function openSqliteFile(path: string): SqliteFile {
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  makeFolder(path);
   const lock = takeLock(path);
   try {
     const client = new Database(path, { create: true, strict: true });
@@ -30,7 +33,7 @@ export function openSqliteFile(path: string): SqliteFile {
       client,
       epoch: readEpoch(client),
       close() {
-        client.run("PRAGMA optimize");
+        tidy(client);
         client.close();
         lock.close();
       },
@@ -38,6 +41,47 @@ export function openSqliteFile(path: string): SqliteFile {
   } catch (error) {
     lock.close();
     throw error;
+  }
+}
+
+/**
+ * Opens the file for a command, beside a server that may be running. The schema is not changed under a server's feet:
+ * it is brought up to date only while none runs.
+ *
+ * @throws DatabaseInUseError when a server of another version holds the file
+ */
+export function openSqliteFileBeside(path: string): SqliteFile {
+  makeFolder(path);
+  const client = new Database(path, { create: true, strict: true });
+  try {
+    configure(client);
+    if (pendingSqliteMigrations(client).length > 0) migrateAlone(path, client);
+    return { client, epoch: readEpoch(client), close: () => client.close() };
+  } catch (error) {
+    client.close();
+    throw error;
+  }
+}
+
+function makeFolder(path: string): void {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+}
+
+function migrateAlone(path: string, client: Database): void {
+  const lock = takeLock(path);
+  try {
+    migrateSqlite(client);
+  } finally {
+    lock.close();
+  }
+}
+
+/** Statistics for the query planner; nothing that a full disk may keep a server from closing for. */
+function tidy(client: Database): void {
+  try {
+    client.run("PRAGMA optimize");
+  } catch {
+    // The next close tries again.
   }
 }
 
@@ -64,7 +108,7 @@ function takeLock(path: string): Database {
     lock.close();
     if (error instanceof Error && "code" in error && String(error.code).startsWith("SQLITE_BUSY")) {
       throw new DatabaseInUseError(
-        `${path} is in use by another clipslot-server; run one server a data folder, or move to PostgreSQL`,
+        `${path} is in use by another clipslot-server: stop that one first. One server a data folder; several share PostgreSQL.`,
       );
     }
     throw error;
@@ -72,9 +116,14 @@ function takeLock(path: string): Database {
 }
 
 function readEpoch(client: Database): string {
-  const drawn = Buffer.from(crypto.getRandomValues(new Uint8Array(8))).toString("hex");
-  client.query("INSERT INTO server_meta (key, value) VALUES ('epoch', ?) ON CONFLICT (key) DO NOTHING").run(drawn);
-  const row = client.query<{ value: string }, []>("SELECT value FROM server_meta WHERE key = 'epoch'").get();
-  if (row === null) throw new Error("the database has no epoch");
-  return row.value;
+  const stored = client.query<{ value: string }, []>("SELECT value FROM server_meta WHERE key = 'epoch'");
+  const row = stored.get();
+  if (row !== null) return row.value;
+  client.query("INSERT INTO server_meta (key, value) VALUES ('epoch', ?) ON CONFLICT (key) DO NOTHING").run(newEpoch());
+  return readEpoch(client);
+}
+
+/** From here on no cursor that was given out before is served: it would speak of changes this database never had. */
+export function redrawEpoch(client: Database): void {
+  client.query("UPDATE server_meta SET value = ? WHERE key = 'epoch'").run(newEpoch());
 }

@@ -8,23 +8,25 @@ import { drizzle } from "drizzle-orm/bun-sqlite";
 import { AppError } from "../../errors.ts";
 import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
 import { prepareChanges } from "./changes.ts";
-import { openSqliteFile } from "./open.ts";
+import { openSqliteFile, openSqliteFileBeside } from "./open.ts";
 import { devices, historyTombstones, invites, linkCodes, syncedHistory, syncedSlots, users } from "./schema.ts";
 import { prepareWrites } from "./writes.ts";
 
 /**
- * Opens (and creates, and migrates) the database in this file.
+ * Opens (and creates, and migrates) the database in this file, for the one server on it or for a command beside it.
  *
- * @throws DatabaseInUseError when another server holds the file
+ * @throws DatabaseInUseError when a server holds the file and that is in the way
  */
-export async function openSqliteStorage(path: string): Promise<Storage> {
-  const file = openSqliteFile(path);
+export async function openSqliteStorage(path: string, access: "server" | "command" = "server"): Promise<Storage> {
+  const file = access === "server" ? openSqliteFile(path) : openSqliteFileBeside(path);
   const { client } = file;
   const db = drizzle({ client });
   const applyWrites = prepareWrites(client);
   const changesAfter = prepareChanges(client, db);
   const given = sql.placeholder;
 
+  // Moves with the commits of other connections, not with our own (sqlite.org/pragma.html#pragma_data_version).
+  const dataVersion = client.query<{ data_version: number }, []>("PRAGMA data_version");
   const tokenGeneration = db
     .select({ tokenGeneration: users.tokenGeneration })
     .from(users)
@@ -297,6 +299,8 @@ export async function openSqliteStorage(path: string): Promise<Storage> {
 
     retain: (userId, now, tombstonesBefore, limit) =>
       transaction(client, () => retain(userId, now, tombstonesBefore, limit)),
+
+    foreignChanges: () => run(() => dataVersion.get()?.data_version ?? 0),
 
     ping: () =>
       run(() => {

@@ -1,0 +1,140 @@
+/**
+ * Connections to PostgreSQL, and what postgres.js leaves to its user: a deadline on every query, a fresh set of
+ * connections when one has gone silent, retries of what lost a race, errors in the words of the port.
+ *
+ * Nothing here opens a transaction over several round trips: a connection that ends inside `sql.begin` ends the process
+ * (postgres.js issues 1066, 1154, 1208). Every operation of the adapter is one statement.
+ */
+import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
+import postgres from "postgres";
+import type { Logger } from "../../log.ts";
+import { isConflict, isConnectTimeout, translate, unavailable } from "./faults.ts";
+
+/** Tries of a statement that PostgreSQL rolled back for the sake of others. */
+const CONFLICT_TRIES = 5;
+const CONFLICT_PAUSE_MS = 10;
+/** A server that is back is found again within this time. */
+const RECONNECT_PAUSE_SECONDS = 0.25;
+const KEEP_ALIVE_SECONDS = 15;
+
+export interface PoolOptions {
+  url: string;
+  /** The url is that of a transaction pooler (PgBouncer): no named prepared statements, no settings of a session. */
+  pooled: boolean;
+  poolSize: number;
+  connectTimeoutSeconds: number;
+  /** After this the server ends a statement. Through a pooler, set it on the role or the database instead. */
+  statementTimeoutMs: number;
+  /** After this we give up on an answer. Longer than the former, so that only a dead connection comes to it. */
+  queryTimeoutMs: number;
+}
+
+/** bigint arrives as a number: ours are counts and times, far below 2^53. */
+export type Sql = postgres.Sql<{ bigint: number }>;
+
+export interface Client {
+  sql: Sql;
+  db: PostgresJsDatabase;
+}
+
+export class Pool<Queries> {
+  readonly #options: PoolOptions;
+  readonly #prepare: (client: Client) => Queries;
+  readonly #log: Logger | undefined;
+  #current: { client: Client; queries: Queries };
+  readonly #leaving = new Set<Promise<void>>();
+
+  /** @param prepare makes the queries of a client; called again when the connections are replaced */
+  constructor(options: PoolOptions, prepare: (client: Client) => Queries, log?: Logger) {
+    this.#options = options;
+    this.#prepare = prepare;
+    this.#log = log;
+    this.#current = this.#connect();
+  }
+
+  /**
+   * Runs one statement.
+   *
+   * A statement that may have been carried out is never repeated here: when its connection ends, nobody knows, and the
+   * caller hears `unavailable`.
+   */
+  async run<T>(query: (queries: Queries) => PromiseLike<T>): Promise<T> {
+    for (let tries = 1; ; tries++) {
+      const { client, queries } = this.#current;
+      try {
+        return await this.#withDeadline(query(queries), client);
+      } catch (error) {
+        if (isConflict(error) && tries < CONFLICT_TRIES) {
+          this.#log?.debug("a statement lost a race and is tried again", { tries, error: translate(error) });
+          await Bun.sleep(Math.random() * CONFLICT_PAUSE_MS * tries);
+          continue;
+        }
+        // A connection of postgres.js that ended while a message waited to be sent never opens again: each attempt
+        // takes as long as the timeout.
+        if (isConnectTimeout(error)) this.#replace(client, "no connection could be made in time");
+        throw translate(error);
+      }
+    }
+  }
+
+  /** Lets running statements end, for at most the time that any may take. */
+  async close(): Promise<void> {
+    this.#leave(this.#current.client);
+    await Promise.all(this.#leaving);
+  }
+
+  async #withDeadline<T>(answer: PromiseLike<T>, client: Client): Promise<T> {
+    const deadline = Promise.withResolvers<never>();
+    const timer = setTimeout(() => {
+      this.#replace(client, "a connection went silent");
+      deadline.reject(unavailable(new Error("no answer within the deadline")));
+    }, this.#options.queryTimeoutMs);
+    try {
+      return await Promise.race([answer, deadline.promise]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /**
+   * postgres.js would put more queries on a dead connection, and can't close a single one. So a new set of connections
+   * takes over; what still runs on the old ones may end.
+   */
+  #replace(silent: Client, reason: string): void {
+    if (this.#current.client !== silent) return;
+    this.#log?.warn("connecting to the database again", { reason });
+    this.#current = this.#connect();
+    this.#leave(silent);
+  }
+
+  #leave(client: Client): void {
+    const left = client.sql.end({ timeout: this.#options.queryTimeoutMs / 1_000 }).then(
+      () => void this.#leaving.delete(left),
+      () => void this.#leaving.delete(left),
+    );
+    this.#leaving.add(left);
+  }
+
+  #connect(): { client: Client; queries: Queries } {
+    const { url, pooled, poolSize, connectTimeoutSeconds, statementTimeoutMs } = this.#options;
+    const sql = postgres(url, {
+      max: poolSize,
+      prepare: !pooled,
+      connect_timeout: connectTimeoutSeconds,
+      backoff: () => RECONNECT_PAUSE_SECONDS,
+      keep_alive: KEEP_ALIVE_SECONDS,
+      fetch_types: false,
+      onnotice: () => {},
+      types: { bigint: { to: 20, from: [20], parse: Number, serialize: String } },
+      connection: {
+        application_name: "clipslot-server",
+        // schema.ts reads times in this form.
+        TimeZone: "UTC",
+        DateStyle: "ISO",
+        ...(pooled ? {} : { statement_timeout: statementTimeoutMs }),
+      },
+    });
+    const client = { sql, db: drizzle({ client: sql }) };
+    return { client, queries: this.#prepare(client) };
+  }
+}
