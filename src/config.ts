@@ -11,6 +11,9 @@ const SECOND_MS = 1_000;
 const MINUTE_MS = 60 * SECOND_MS;
 const DAY_MS = 24 * 60 * MINUTE_MS;
 
+/** What stands for a secret where people may look. */
+const MASK = "***";
+
 /** Bounds that are not settings: part of the protocol, or of no use to change. */
 const FIXED = {
   auth: {
@@ -79,6 +82,14 @@ const FIXED = {
     /** Time a socket that must not go on is given to say goodbye. */
     closeGraceMs: 500,
   },
+  database: {
+    connectTimeoutSeconds: 5,
+    /** How much longer than the server may work on a statement we wait for its answer: past it the connection is dead. */
+    answerGraceMs: SECOND_MS,
+    /** Pauses between tries to reach a database that is not there yet. */
+    retryMinMs: 250,
+    retryMaxMs: 2 * SECOND_MS,
+  },
   bus: {
     /** How often a server on SQLite looks whether a command changed the database ([R6] allows a second). */
     foreignChangesIntervalMs: 250,
@@ -123,6 +134,7 @@ const environment = z.object({
   DATABASE_URL: databaseUrl.optional(),
   DATABASE_DIRECT_URL: databaseUrl.optional(),
   DATABASE_POOL_SIZE: z.coerce.number().int().min(1).max(500).default(10),
+  DATABASE_TIMEOUT_SECONDS: z.coerce.number().min(0.1).max(300).default(5),
   JWT_SECRET: z
     .string()
     .min(32, "must have at least 32 characters")
@@ -160,13 +172,41 @@ export class ConfigError extends Error {
  * @throws ConfigError naming every fault at once
  */
 export function loadConfig(env: Record<string, string | undefined>): Config {
+  return Object.freeze(build(parseEnvironment(env)));
+}
+
+/**
+ * The variables as the server reads them, one by one; secrets masked.
+ *
+ * @throws ConfigError
+ */
+export function describeSettings(env: Record<string, string | undefined>) {
+  const settings = parseEnvironment(env);
+  return Object.entries(environment.shape).map(([name]) => {
+    const value = settings[name as keyof typeof settings];
+    const text = value === undefined ? "" : Array.isArray(value) ? value.join(",") : String(value);
+    return { name, value: maskSecrets(name, text), isSet: (env[name] ?? "") !== "" };
+  });
+}
+
+function parseEnvironment(env: Record<string, string | undefined>): z.infer<typeof environment> {
   const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== undefined && value !== ""));
   const parsed = environment.safeParse(given);
-  if (!parsed.success) {
-    const faults = parsed.error.issues.map((issue) => `  ${issue.path.join(".")} ${issue.message}`);
-    throw new ConfigError(`The configuration has faults:\n${faults.join("\n")}`);
+  if (parsed.success) return parsed.data;
+  const faults = parsed.error.issues.map((issue) => `  ${issue.path.join(".")} ${issue.message}`);
+  throw new ConfigError(`The configuration has faults:\n${faults.join("\n")}`);
+}
+
+/** A database's address without its password, wherever it stands in it; of one that can't be read, nothing. */
+function maskSecrets(name: string, text: string): string {
+  if (text === "" || !/SECRET|PASSWORD|TOKEN|URL/.test(name)) return text;
+  const url = name.includes("URL") ? URL.parse(text) : null;
+  if (url === null) return MASK;
+  if (url.password !== "") url.password = MASK;
+  for (const parameter of url.searchParams.keys()) {
+    if (/pass|secret|key/i.test(parameter)) url.searchParams.set(parameter, MASK);
   }
-  return Object.freeze(build(parsed.data));
+  return url.href;
 }
 
 function build(env: z.infer<typeof environment>) {
@@ -181,6 +221,7 @@ function build(env: z.infer<typeof environment>) {
     /** DATABASE_URL points at a transaction pooler, which knows no named prepared statements. */
     databasePooled: env.DATABASE_DIRECT_URL !== undefined,
     databasePoolSize: env.DATABASE_POOL_SIZE,
+    databaseTimeoutMs: env.DATABASE_TIMEOUT_SECONDS * SECOND_MS,
     jwtSecret: env.JWT_SECRET,
     registration: env.REGISTRATION,
     corsOrigins: env.CORS_ORIGINS,

@@ -1,21 +1,32 @@
 /** The entry point: argv → command → exit code. */
 import type { Command, CommandIo } from "./cli/command.ts";
 import { describeFailure } from "./cli/failure.ts";
-import { VERSION } from "./version.ts";
+import { createProgress } from "./cli/progress.ts";
+import { VERSION, readCommit } from "./version.ts";
 
 /** Loaded when called: a server need not read what copies databases. */
 const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   serve: () => import("./cli/serve.ts"),
+  migrate: () => import("./cli/migrate.ts"),
+  user: () => import("./cli/user.ts"),
+  device: () => import("./cli/device.ts"),
+  backup: () => import("./cli/backup.ts"),
+  restore: () => import("./cli/restore.ts"),
+  copy: () => import("./cli/copy.ts"),
+  healthcheck: () => import("./cli/healthcheck.ts"),
+  config: () => import("./cli/config.ts"),
 };
 
 process.exitCode = await main(process.argv.slice(2), {
   env: process.env,
   print: (line) => process.stdout.write(`${line}\n`),
   complain: (line) => process.stderr.write(`${line}\n`),
+  readSecret: async (question) => (await import("./cli/secret-input.ts")).readSecret(question),
+  progress: createProgress((text) => process.stderr.write(text), process.stderr.isTTY),
 });
 
 async function main([name = "serve", ...args]: string[], io: CommandIo): Promise<number> {
-  if (name === "--version" || name === "-v") return say(io, `clipslot-server ${VERSION}`);
+  if (name === "--version" || name === "-v") return say(io, `clipslot-server ${VERSION} (${readCommit()})`);
   if (name === "help" || name === "--help" || name === "-h") return say(io, await listCommands());
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   if (load === undefined) {

@@ -5,6 +5,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Bus } from "../src/bus/bus.ts";
 import { startServer as start, type RunningServer } from "../src/cli/serve.ts";
 import { loadConfig, type Config } from "../src/config.ts";
 import { createLogger } from "../src/log.ts";
@@ -45,6 +46,10 @@ export interface RequestOptions {
 
 export interface TestServerOptions {
   database?: DatabaseKind;
+  /** A PostgreSQL that is there already, such as another instance's; whoever made it drops it. */
+  databaseUrl?: string;
+  /** Replaces the bus between instances. */
+  bus?: Bus;
   env?: Record<string, string>;
   /** Replaces settings that are no variables, such as intervals. */
   adjust?: (config: Config) => Config;
@@ -53,11 +58,13 @@ export interface TestServerOptions {
 /** Starts a server in this process. Rate limits are off unless the test turns them on. */
 export async function startTestServer({
   database = "sqlite",
+  databaseUrl,
+  bus,
   env = {},
   adjust = (config) => config,
 }: TestServerOptions = {}): Promise<TestServer> {
   const dataDir = mkdtempSync(join(tmpdir(), "clipslot-test-"));
-  const testDatabase = database === "postgres" ? await createTestDatabase() : undefined;
+  const testDatabase = database === "postgres" && databaseUrl === undefined ? await createTestDatabase() : undefined;
   const logLines: string[] = [];
   const log = createLogger({ level: "debug", format: "json", write: (line) => logLines.push(line) });
   const configure = (port: number) =>
@@ -65,23 +72,23 @@ export async function startTestServer({
       loadConfig({
         PORT: String(port),
         DATA_DIR: dataDir,
-        DATABASE_URL: testDatabase?.url,
+        DATABASE_URL: databaseUrl ?? testDatabase?.url,
         RATE_LIMITS: "off",
         ...env,
       }),
     );
-  let running: RunningServer | undefined = await start(configure(0), log);
+  let running: RunningServer | undefined = await start(configure(0), log, { bus });
   const url = running.url.origin;
   const port = Number(running.url.port);
 
   const server: TestServer = {
     ...connect(url),
     dataDir,
-    databaseUrl: testDatabase?.url,
+    databaseUrl: databaseUrl ?? testDatabase?.url,
     logLines,
     async restart() {
       await server.stop();
-      running = await start(configure(port), log);
+      running = await start(configure(port), log, { bus });
     },
     async stop() {
       await running?.stop();

@@ -130,6 +130,7 @@ $$;
 --   touch the same slot, history id or content hash, and no push comes after a delete (of an item that may have the same
 --   content). The one exception: writes of one author to one slot, each greater than the one before. What stood decides
 --   about each of them alike, and only the last, which is not passing, is stored.
+-- p_shortened: the batch was larger: it has passing writes, or some were left out because one of its others beats them.
 -- p_blobs: the blobs one behind another, as base64.
 --
 -- Returns a row a write, and (place NULL) a row for each history item that had to leave to stay within p_history_items.
@@ -137,8 +138,8 @@ $$;
 -- instead of the write. Never the blob of a write that was applied: who called has it.
 -- A write's seq is the counter before its round plus its step, so numbers may stay unused.
 --
--- Where an account may run full, whether a write is applied hangs on the sizes of those before it, and there can be no
--- passing ones: nothing is done, and the one row returned asks for a batch without them ('tight').
+-- Where an account may run full, whether a write is applied hangs on the sizes of those before it, and a shortened batch
+-- could end otherwise than the whole: nothing is done then, and the one row returned asks for the whole ('tight').
 --
 -- The forms were chosen by measuring: an array of records is read three times as fast as JSON, and one text of all
 -- blobs twice as fast as a string each.
@@ -146,7 +147,7 @@ CREATE FUNCTION apply_writes(
   p_accounts uuid[],
   p_writes pending_write[],
   p_rounds integer,
-  p_any_passing boolean,
+  p_shortened boolean,
   p_blobs text,
   p_now bigint,
   p_history_items integer,
@@ -175,7 +176,7 @@ BEGIN
   FROM (
     SELECT stored_bytes, history_items FROM users WHERE id = ANY (p_accounts) ORDER BY id FOR NO KEY UPDATE
   ) AS u;
-  IF tight AND p_any_passing THEN
+  IF tight AND p_shortened THEN
     RETURN QUERY SELECT NULL::integer, 'tight', NULL::bigint, NULL::bigint, NULL::json;
     RETURN;
   END IF;
@@ -497,5 +498,27 @@ BEGIN
     WHERE users.id = p_account AND total.items > 0
   )
   SELECT counter, expired.id FROM (VALUES (true)) AS always LEFT JOIN expired ON true ORDER BY expired.new_seq;
+END
+$$;
+
+-- Notes when devices were seen and how far delivery to them is confirmed; both only ever grow. In the order of ids, so
+-- that two instances that note the same devices don't wait for each other.
+CREATE FUNCTION record_presence(p_presences json) RETURNS void
+LANGUAGE plpgsql VOLATILE
+AS $$
+DECLARE
+  seen record;
+BEGIN
+  FOR seen IN
+    SELECT account, device, from_ms(last_seen) AS last_seen, confirmed_seq
+    FROM json_to_recordset(p_presences) AS p (account uuid, device uuid, last_seen bigint, confirmed_seq bigint)
+    ORDER BY account, device
+  LOOP
+    UPDATE devices SET
+      last_seen = greatest(last_seen, seen.last_seen),
+      confirmed_seq = greatest(confirmed_seq, seen.confirmed_seq)
+    WHERE user_id = seen.account AND id = seen.device
+      AND (last_seen < seen.last_seen OR confirmed_seq < seen.confirmed_seq);
+  END LOOP;
 END
 $$;

@@ -1,4 +1,5 @@
 /** What every command has: words for a person, and a run that ends in an exit code. */
+import type { Progress } from "./progress.ts";
 
 export interface Command {
   /** One line for the list of commands. */
@@ -19,6 +20,10 @@ export interface CommandIo {
   print(line: string): void;
   /** Writes a line to standard error. */
   complain(line: string): void;
+  /** Reads a line that nobody should see from standard input; at a terminal it is asked for and not shown. */
+  readSecret(question: string): Promise<string>;
+  /** Tells how far something long has come, on standard error; see progress.ts. */
+  progress: Progress;
 }
 
 /** The command was called with the wrong words: exit code 2, and its usage. */

@@ -4,7 +4,13 @@ import { AppError } from "../errors.ts";
 import { OperatorError, UsageError, type Command } from "./command.ts";
 
 /** Errors whose message says all there is to say; their names, so that no adapter has to be loaded to compare. */
-const PLAIN = new Set(["DatabaseInUseError", "NewerDatabaseError", "MetricsListenError"]);
+const PLAIN = new Set([
+  "DatabaseInUseError",
+  "NewerDatabaseError",
+  "MetricsListenError",
+  "FileExistsError",
+  "TransferError",
+]);
 
 /** Codes of the operating system that a person can act on (errno(3)). */
 const SYSTEM: Record<string, (path: string) => string> = {
@@ -20,6 +26,7 @@ export function describeFailure(error: unknown, command: Command): { text: strin
     return { text: error.message, exitCode: 1 };
   if (error instanceof Error) {
     if (PLAIN.has(error.name)) return { text: error.message, exitCode: 1 };
+    if (error.name === "SqliteFileError") return { text: `The file can't be used: ${error.message}.`, exitCode: 1 };
     const code = "code" in error ? String(error.code) : "";
     const path = "path" in error ? ` (${String(error.path)})` : "";
     const advice = SYSTEM[code];

@@ -10,18 +10,20 @@ import { createPasswords } from "../accounts/passwords.ts";
 import { loadServerKeys } from "../accounts/secret.ts";
 import { createSessions } from "../accounts/sessions.ts";
 import { createTokens } from "../accounts/tokens.ts";
-import type { Revocation } from "../bus/bus.ts";
+import type { Bus, Revocation } from "../bus/bus.ts";
 import { openBus } from "../bus/open.ts";
 import { loadConfig, type Config } from "../config.ts";
 import { CLOSE } from "../errors.ts";
 import { createApp } from "../http/app.ts";
 import { bufferedLines, createLogger, type Logger } from "../log.ts";
+import { measuredStorage } from "../metrics/measured-storage.ts";
+import { openMetrics } from "../metrics/metrics.ts";
 import { createProtocol } from "../protocol.ts";
 import { createHub, type Origin, type SocketData } from "../relay/hub.ts";
 import { createPresence } from "../relay/presence.ts";
 import { createSocketHandler } from "../relay/socket.ts";
 import { createUpgrade } from "../relay/upgrade.ts";
-import { openStorage } from "../storage/open.ts";
+import { awaitStorage } from "../storage/open.ts";
 import { createWriter } from "../sync/writer.ts";
 import { VERSION } from "../version.ts";
 import { UsageError, type Command } from "./command.ts";
@@ -40,13 +42,23 @@ export const command: Command = {
       format: process.stdout.isTTY ? "text" : "json",
       write: output.write,
     });
+    const stopping = new AbortController();
     const told = new Promise<string>((resolve) => {
-      for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
+      for (const name of ["SIGTERM", "SIGINT"] as const) process.once(name, () => resolve(name));
     });
-    const server = await startServer(config, log);
+    void told.then(() => stopping.abort());
+    let server: RunningServer;
+    try {
+      server = await startServer(config, log, { signal: stopping.signal });
+    } catch (error) {
+      output.flush();
+      if (stopping.signal.aborted) return 0;
+      throw error;
+    }
     log.info(`clipslot-server ${VERSION} is ready at ${server.url.origin}`, {
       database: server.database,
       registration: config.registration,
+      metrics: server.metricsUrl?.href,
     });
     log.info("stopping", { signal: await told });
     await server.stop();
@@ -59,6 +71,8 @@ export const command: Command = {
 export interface RunningServer {
   /** Where it listens, such as http://127.0.0.1:3000/ */
   readonly url: URL;
+  /** Where its metrics are; undefined when they are off. */
+  readonly metricsUrl: URL | undefined;
   readonly database: "sqlite" | "postgres";
   /** Takes nothing new, finishes what is in flight, says goodbye to sockets (1012), and lets go of everything. */
   stop(): Promise<void>;
@@ -67,19 +81,27 @@ export interface RunningServer {
 /**
  * Starts a server.
  *
+ * @param options `bus` in place of the one that fits the database; `signal` ends the waiting for a database
  * @throws DatabaseInUseError, NewerDatabaseError, ConfigError, or what the operating system says of the port
  */
-export async function startServer(config: Config, log: Logger): Promise<RunningServer> {
+export async function startServer(
+  config: Config,
+  log: Logger,
+  { bus: otherBus, signal }: { bus?: Bus | undefined; signal?: AbortSignal } = {},
+): Promise<RunningServer> {
   await using opening = new AsyncDisposableStack();
 
   const keys = await loadServerKeys(config, log);
-  const storage = opening.adopt(await openStorage(config), (open) => open.close());
-  const bus = opening.adopt(await openBus(config, storage, log), (open) => open.close());
+  const metrics = opening.adopt(await openMetrics(config, VERSION), (open) => open.close());
+  const database = opening.adopt(await awaitStorage(config, log, signal), (open) => open.close());
+  const storage = config.metrics === undefined ? database : measuredStorage(database, metrics);
+  const bus = opening.adopt(otherBus ?? (await openBus(config, storage, log)), (open) => open.close());
 
   const presence = createPresence(storage, config, log);
   opening.defer(() => presence.flush());
-  const hub = createHub({ storage, config, bus, presence, log });
-  const writer = createWriter<Origin>({ storage, config, onCommit: hub.onCommit });
+  const hub = createHub({ storage, config, bus, presence, log, metrics });
+  const writer = createWriter<Origin>({ storage, config, onCommit: hub.onCommit, metrics });
+  metrics.observe({ connections: hub.connections, queueLength: () => writer.depth });
 
   const protocol = createProtocol(config);
   const tokens = createTokens(keys.tokens, config);
@@ -93,6 +115,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   const app = createApp({
     config,
     log,
+    metrics,
     protocol,
     storage,
     sessions,
@@ -111,7 +134,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
     // The application refuses what is too large with words of its own; this is for what it never sees.
     maxRequestBodySize: config.http.refusableBodyBytes,
     development: false,
-    websocket: createSocketHandler({ config, hub, writer, log, epoch: storage.epoch }),
+    websocket: createSocketHandler({ config, hub, writer, log, metrics, epoch: storage.epoch }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),
   });
   opening.defer(() => server.stop(true));
@@ -138,7 +161,7 @@ export async function startServer(config: Config, log: Logger): Promise<RunningS
   opening.defer(() => timers.forEach(clearInterval));
 
   const resources = opening.move();
-  return { url: server.url, database: storage.dialect, stop };
+  return { url: server.url, metricsUrl: metrics.url, database: storage.dialect, stop };
 
   async function stop(): Promise<void> {
     const stopped = server.stop();

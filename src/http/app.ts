@@ -5,6 +5,7 @@ import { methodNotAllowed } from "hono/method-not-allowed";
 import { secureHeaders } from "hono/secure-headers";
 import { AppError } from "../errors.ts";
 import type { Logger } from "../log.ts";
+import type { Metrics } from "../metrics/metrics.ts";
 import type { Upgrade } from "../relay/upgrade.ts";
 import { authHandlers, type AuthDependencies } from "./auth.ts";
 import { changeHandlers, type ChangeDependencies } from "./changes.ts";
@@ -22,10 +23,10 @@ export type AppDependencies = AuthDependencies &
   SlotDependencies &
   HistoryDependencies &
   ChangeDependencies &
-  OpsDependencies & { log: Logger; upgrade: Upgrade };
+  OpsDependencies & { log: Logger; metrics: Pick<Metrics, "answered" | "rejected">; upgrade: Upgrade };
 
 export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
-  const { config, log, sessions, upgrade } = dependencies;
+  const { config, log, metrics, sessions, upgrade } = dependencies;
   const signedIn = requireAuth(sessions);
   const auth = authHandlers(dependencies);
   const devices = deviceHandlers(dependencies);
@@ -37,7 +38,7 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   const app = new Hono<AppEnv>();
   app.onError(createErrorHandler(log));
   app.notFound((c) => errorResponse(c, new AppError("not_found", "There is nothing at this address.")));
-  app.use(requestLog(log), answerHeaders());
+  app.use(requestLog(log, metrics), answerHeaders());
   app.use("/api/*", neverKept);
   if (config.corsOrigins.length > 0) app.use("/api/*", browserAccess(config.corsOrigins));
   app.use(

@@ -27,6 +27,7 @@ export function createErrorHandler(log: Logger) {
  * @param details more fields for programs
  */
 export function errorResponse(c: AppContext, error: AppError, details: Record<string, string> = {}): Response {
+  c.set("errorCode", error.code);
   const headers: Record<string, string> = {};
   if (error.status === 401) headers["WWW-Authenticate"] = "Bearer"; // RFC 9110 §11.6.1
   if (error.code === "upgrade_required") headers["Upgrade"] = "websocket"; // RFC 9110 §15.5.22

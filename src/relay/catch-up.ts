@@ -37,8 +37,8 @@ export interface DeliveryOptions {
   emptyUntilSeq: number;
   /** Protocol 1: deliveries are confirmed by pong. */
   confirms: boolean;
-  /** Protocol 2: called once, when everything up to `seq` has been sent. */
-  onCaughtUp: (seq: number) => void;
+  /** Called once, when everything up to `seq` has been sent, in so many messages. */
+  onCaughtUp: (seq: number, messages: number) => void;
   /** The database could not be read; `advance` may be called again later. */
   onFault: (error: unknown) => void;
   /** Called when the confirmed seq has grown. */
@@ -57,6 +57,8 @@ export function createDelivery(options: DeliveryOptions) {
   let closed = false;
   let reading = false;
   let caughtUp = false;
+  /** Messages sent until then. */
+  let missedCount = 0;
 
   // Protocol 1 only.
   let sentCount = 0;
@@ -122,7 +124,9 @@ export function createDelivery(options: DeliveryOptions) {
     const page = await storage.changesAfter(userId, sentSeq, { limit, maxBytes: catchUpPageBytes });
     if (closed) return;
     for (const change of page.changes) {
-      if (change.seq > options.emptyUntilSeq || !isDeletion(change)) send(change);
+      if (change.seq <= options.emptyUntilSeq && isDeletion(change)) continue;
+      send(change);
+      missedCount += 1;
     }
     sentSeq = Math.max(sentSeq, page.throughSeq);
     payWinners();
@@ -149,7 +153,7 @@ export function createDelivery(options: DeliveryOptions) {
   function reachEnd(): void {
     if (caughtUp) return;
     caughtUp = true;
-    options.onCaughtUp(sentSeq);
+    options.onCaughtUp(sentSeq, missedCount);
   }
 
   function send(change: Change): void {

@@ -9,6 +9,7 @@ import type { Bus, Revocation } from "../bus/bus.ts";
 import type { Config } from "../config.ts";
 import { CLOSE } from "../errors.ts";
 import type { Logger } from "../log.ts";
+import type { Connections, Metrics } from "../metrics/metrics.ts";
 import { changeMessage } from "../protocol.ts";
 import type { Change, Storage } from "../storage/storage.ts";
 import type { ResyncReason } from "../sync/cursor.ts";
@@ -67,11 +68,12 @@ export interface HubOptions {
   bus: Bus;
   presence: Presence;
   log: Logger;
+  metrics: Pick<Metrics, "caughtUp" | "relayed">;
 }
 
 export type Hub = ReturnType<typeof createHub>;
 
-export function createHub({ storage, config, bus, presence, log }: HubOptions) {
+export function createHub({ storage, config, bus, presence, log, metrics }: HubOptions) {
   const channels = new Map<string, Channel>();
   let server: Pick<Server<SocketData>, "publish"> | undefined;
 
@@ -94,11 +96,7 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
         .get(userId)
         ?.sockets.values()
         .some((socket) => socket.data.deviceId === deviceId) ?? false,
-    get socketCount() {
-      let count = 0;
-      for (const channel of channels.values()) count += channel.sockets.size;
-      return count;
-    },
+    connections,
   };
 
   // Sockets
@@ -118,7 +116,10 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
       confirms,
       emptyUntilSeq: socket.data.emptyUntilSeq,
       fromSeq: confirms ? Math.max(fromSeq, presence.unwrittenSeq(deviceId)) : fromSeq,
-      onCaughtUp,
+      onCaughtUp(seq, messages) {
+        metrics.caughtUp(messages);
+        onCaughtUp(seq);
+      },
       onFault: (error) => log.warn("changes could not be read for a device; trying again", { error }),
       onConfirmed: (seq) => presence.note(userId, deviceId, seq),
     });
@@ -134,6 +135,21 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
     if (channel === undefined || !channel.sockets.delete(socket)) return;
     presence.note(userId, deviceId, 0);
     if (channel.sockets.size === 0) channels.delete(userId);
+  }
+
+  /** Who is here, counted when somebody asks. */
+  function connections(): Connections {
+    const sockets = { 1: 0, 2: 0 };
+    const devices = { 1: 0, 2: 0 };
+    for (const channel of channels.values()) {
+      const seen = new Set<string>();
+      for (const { data } of channel.sockets) {
+        sockets[data.protocol] += 1;
+        if (!seen.has(data.deviceId)) devices[data.protocol] += 1;
+        seen.add(data.deviceId);
+      }
+    }
+    return { accounts: channels.size, sockets, devices };
   }
 
   // Changes
@@ -223,6 +239,7 @@ export function createHub({ storage, config, bus, presence, log }: HubOptions) {
       (socket) => socket !== leftOut && socket.data.delivery?.isLive === true,
     );
     if (receivers.length > 0) {
+      metrics.relayed(receivers.length);
       const message = JSON.stringify(changeMessage(change));
       if (leftOut === undefined) server?.publish(channel.topic, message);
       else leftOut.publish(channel.topic, message);

@@ -7,6 +7,7 @@ import type { Config } from "../config.ts";
 import { AppError, CLOSE } from "../errors.ts";
 import { publicLimits } from "../limits.ts";
 import type { Logger } from "../log.ts";
+import type { Metrics } from "../metrics/metrics.ts";
 import { createProtocol, formatTime, type ClientMessage } from "../protocol.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
 import { encodeCursor } from "../sync/cursor.ts";
@@ -19,12 +20,20 @@ export interface SocketOptions {
   hub: Hub;
   writer: Writer<Origin>;
   log: Logger;
+  metrics: Pick<Metrics, "rejected" | "socketClosed">;
   /** The database's epoch, for cursors. */
   epoch: string;
 }
 
 /** Bun's handler. A throw in it would end the process, so every entry is guarded. */
-export function createSocketHandler({ config, hub, writer, log, epoch }: SocketOptions): WebSocketHandler<SocketData> {
+export function createSocketHandler({
+  config,
+  hub,
+  writer,
+  log,
+  metrics,
+  epoch,
+}: SocketOptions): WebSocketHandler<SocketData> {
   const { clientMessage } = createProtocol(config);
   const { socketInFlightHigh, socketInFlightLow } = config.relay;
 
@@ -52,7 +61,10 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
     message: guarded((socket, frame: string | Buffer) => receive(socket, frame)),
     pong: guarded((socket, payload: Buffer) => socket.data.delivery?.confirm(payload.toString())),
     drain: guarded((socket) => void socket.data.delivery?.advance()),
-    close: guarded((socket) => hub.leave(socket)),
+    close: guarded((socket, code: number) => {
+      metrics.socketClosed(code);
+      hub.leave(socket);
+    }),
   };
 
   function sendWelcome(socket: Socket): void {
@@ -124,6 +136,7 @@ export function createSocketHandler({ config, hub, writer, log, epoch }: SocketO
   }
 
   function sendError(socket: Socket, error: AppError, ref: string | undefined): void {
+    metrics.rejected("socket", error.code);
     sendJson(socket, {
       type: "error",
       message: error.message,

@@ -5,6 +5,7 @@
  */
 import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
+import { NO_METRICS, type Metrics } from "../metrics/metrics.ts";
 import type { AccountProgress, Storage, Write, WriteOutcome } from "../storage/storage.ts";
 
 /** What a batch did to one account, and where each change came from. */
@@ -32,6 +33,7 @@ export interface WriterOptions<Origin> {
   config: Config;
   /** Hears of every commit, in commit order, before its writers do. */
   onCommit: (commits: Commit<Origin>[]) => void;
+  metrics?: Pick<Metrics, "committed" | "written">;
   now?: () => number;
 }
 
@@ -46,6 +48,7 @@ export function createWriter<Origin>({
   storage,
   config,
   onCommit,
+  metrics = NO_METRICS,
   now = Date.now,
 }: WriterOptions<Origin>): Writer<Origin> {
   const { batchItems, batchBytes, queueItems, queueBytes, busyRetryMs } = config.writer;
@@ -93,14 +96,21 @@ export function createWriter<Origin>({
   async function commit() {
     const batch = takeBatch();
     committing = batch.length;
+    const started = performance.now();
     try {
       const { outcomes, accounts } = await storage.applyWrites(
         batch.map(({ write }) => write),
         limits,
         now(),
       );
+      metrics.committed(batch.length, performance.now() - started);
       onCommit(withOrigins(batch, outcomes, accounts));
-      for (const [index, outcome] of outcomes.entries()) batch[index]?.resolve(outcome);
+      for (const [index, outcome] of outcomes.entries()) {
+        const pending = batch[index];
+        if (pending === undefined) continue;
+        metrics.written(pending.write.kind, outcome.result);
+        pending.resolve(outcome);
+      }
     } catch (error) {
       for (const pending of batch) pending.reject(error);
     }

@@ -17,6 +17,12 @@ const CONFLICT_PAUSE_MS = 10;
 const RECONNECT_PAUSE_SECONDS = 0.25;
 const KEEP_ALIVE_SECONDS = 15;
 
+/**
+ * Every query of ours has its index. A prepared plan from when the tables were small must not scan them when they have
+ * grown, and compiling what takes a millisecond is not worth it.
+ */
+const PLANNING = { enable_seqscan: "off", jit: "off" };
+
 export interface PoolOptions {
   url: string;
   /** The url is that of a transaction pooler (PgBouncer): no named prepared statements, no settings of a session. */
@@ -131,7 +137,7 @@ export class Pool<Queries> {
         // schema.ts reads times in this form.
         TimeZone: "UTC",
         DateStyle: "ISO",
-        ...(pooled ? {} : { statement_timeout: statementTimeoutMs }),
+        ...(pooled ? {} : { statement_timeout: statementTimeoutMs, ...PLANNING }),
       },
     });
     const client = { sql, db: drizzle({ client: sql }) };

@@ -22,10 +22,13 @@ import {
   uuid,
 } from "drizzle-orm/pg-core";
 
+/** Milliseconds as PostgreSQL reads a time. */
+export const instantText = (milliseconds: number): string => new Date(milliseconds).toISOString();
+
 /** A time: timestamptz(3) in the database, integer milliseconds in the process. Read in a session whose zone is UTC. */
 const instant = customType<{ data: number; driverData: string }>({
   dataType: () => "timestamptz(3)",
-  toDriver: (milliseconds) => new Date(milliseconds).toISOString(),
+  toDriver: instantText,
   // "2026-01-02 03:04:05.678+00", the ISO style of PostgreSQL in UTC.
   fromDriver: (value) => Date.parse(`${value.slice(0, -"+00".length).replace(" ", "T")}Z`),
 });

@@ -18,14 +18,17 @@ import type {
 import { arrayLiteral, recordLiteral } from "./literals.ts";
 import type { Sql } from "./pool.ts";
 
-/** A row of apply_writes. */
-type Row =
+/** A row of apply_writes: what became of a write, */
+type Answer =
   | { place: number; verdict: "applied"; seq: number; at: number }
   | { place: number; verdict: "stale"; seq: number; stored: SlotChange | null }
   | { place: number; verdict: "duplicate"; seq: number; stored: SlotChange | HistoryChange | null }
-  | { place: number; verdict: "not_found" | "revoked" | "quota_exceeded" }
-  | { place: null; verdict: "evicted"; stored: HistoryDeletion & { userId: string } }
-  | { place: null; verdict: "tight" };
+  | { place: number; verdict: "not_found" | "revoked" | "quota_exceeded" };
+
+/** or something that happened beside. */
+type Row = Answer | { place: null; verdict: "evicted"; stored: Eviction } | { place: null; verdict: "tight" };
+
+type Eviction = HistoryDeletion & { userId: string };
 
 /** A write that goes to the database. */
 interface Sent {
@@ -57,11 +60,12 @@ export async function applyWrites(
   limits: WriteLimits,
   now: number,
 ): Promise<AppliedBatch> {
-  const plan = planBatch(writes, { overtake: true });
+  if (writes.length === 0) return { outcomes: [], accounts: [] };
+  const plan = planBatch(writes, { shorten: true });
   const rows = await send(sql, plan, limits, now);
-  if (rows[0]?.verdict !== "tight") return readAnswer(plan, rows, writes.length);
-  const separate = planBatch(writes, { overtake: false });
-  return readAnswer(separate, await send(sql, separate, limits, now), writes.length);
+  if (rows[0]?.verdict !== "tight") return readAnswer(plan, rows);
+  const whole = planBatch(writes, { shorten: false });
+  return readAnswer(whole, await send(sql, whole, limits, now));
 }
 
 /** As little as an account has to remember of the round it is in. */
@@ -78,10 +82,10 @@ interface Account {
  * Arranges writes into rounds as apply_writes wants them: the effect is that of one write after another.
  *
  * A device that updates one slot again and again fills a batch with versions of which all but the last are overwritten
- * at once. They are compared here, by the rule of [W2], and only the last is stored. Where `overtake` is false each has
- * a round of its own.
+ * at once. They are compared here, by the rule of [W2], and only the greatest is stored. Where `shorten` is false each
+ * has a round of its own.
  */
-function planBatch(writes: readonly Write[], { overtake }: { overtake: boolean }): Plan {
+function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }): Plan {
   const accounts = new Map<string, Account>();
   const sent: Sent[] = [];
   const beaten: Beaten[] = [];
@@ -90,7 +94,7 @@ function planBatch(writes: readonly Write[], { overtake }: { overtake: boolean }
   for (const [place, write] of writes.entries()) {
     const account = accounts.get(write.author.userId) ?? newRound(1, 0);
     accounts.set(write.author.userId, account);
-    const rival = overtake && write.kind === "slot" ? account.greatest.get(write.slotNumber) : undefined;
+    const rival = shorten && write.kind === "slot" ? account.greatest.get(write.slotNumber) : undefined;
     if (rival !== undefined && write.kind === "slot" && comparable(rival.write, write)) {
       const order = compareSlotVersions(version(write), version(rival.write));
       if (order <= 0) {
@@ -145,10 +149,11 @@ function version({ timestamp, author, blob }: SlotWrite) {
   return { timestamp: timestamp ?? 0, deviceId: author.deviceId, content: () => Buffer.from(blob ?? "", "base64") };
 }
 
-function send(sql: Sql, { sent, rounds }: Plan, limits: WriteLimits, now: number) {
+function send(sql: Sql, { sent, beaten, rounds }: Plan, limits: WriteLimits, now: number) {
   const accounts = new Set(sent.map(({ write }) => write.author.userId));
   const blobs: Buffer[] = [];
   let first = 1;
+  const shortened = beaten.length > 0 || sent.some(({ passing }) => passing);
   const records = sent.map(({ place, write, round, step, passing }) => {
     const blob = Buffer.from("blob" in write ? (write.blob ?? "") : "", "base64");
     blobs.push(blob);
@@ -170,7 +175,7 @@ function send(sql: Sql, { sent, rounds }: Plan, limits: WriteLimits, now: number
   });
   return sql<Row[]>`
     SELECT * FROM apply_writes(
-      ${arrayLiteral([...accounts])}, ${arrayLiteral(records)}, ${rounds}, ${sent.some(({ passing }) => passing)},
+      ${arrayLiteral([...accounts])}, ${arrayLiteral(records)}, ${rounds}, ${shortened},
       ${Buffer.concat(blobs).toString("base64")}, ${now}, ${limits.historyItems}, ${limits.accountBytes}
     )`;
 }
@@ -187,39 +192,74 @@ function contentOf(write: Write): (string | number | null)[] {
   }
 }
 
-function readAnswer({ sent, beaten }: Plan, rows: Row[], count: number): AppliedBatch {
-  const byPlace = new Map(sent.map((one) => [one.place, one]));
-  const outcomes = new Array<WriteOutcome | undefined>(count).fill(undefined);
+function readAnswer({ sent, beaten }: Plan, rows: readonly Row[]): AppliedBatch {
+  const answers = new Map<number, Answer>();
+  const evictions: Eviction[] = [];
+  for (const row of rows) {
+    if (row.verdict === "evicted") evictions.push(row.stored);
+    else if (row.verdict !== "tight") answers.set(row.place, row);
+  }
+  const outcomes: WriteOutcome[] = [];
   const accounts = new Map<string, AccountProgress>();
 
-  // Changes are told in seq order; the rows come in no order.
-  const ordered = rows.toSorted((left, right) => seqOf(left) - seqOf(right));
-  for (const row of ordered) {
-    if (row.place === null) {
-      if (row.verdict !== "evicted") continue;
-      const { userId, ...change } = row.stored;
-      progressOf(userId, change.seq - 1).changes.push(change);
-      continue;
-    }
-    const one = byPlace.get(row.place);
-    if (one === undefined) throw new Error(`apply_writes answered for place ${row.place}, which is not in the batch`);
-    outcomes[row.place] = outcomeOf(one, row);
-    const outcome = outcomes[row.place];
-    if (outcome?.result === "applied") {
-      progressOf(one.write.author.userId, row.verdict === "applied" ? row.seq - one.step : 0).changes.push(outcome.change);
-    }
+  // Seqs grow in input order, and those of evictions follow: so changes come out in seq order.
+  for (const { place, write, step } of sent) {
+    const answer = answers.get(place);
+    if (answer === undefined) throw new Error("apply_writes left a write without an answer");
+    const outcome = outcomeOf(write, answer);
+    outcomes[place] = outcome;
+    if (outcome.result === "applied") tell(write.author.userId, outcome.change, outcome.seq - step);
   }
-  for (const one of beaten) outcomes[one.place] = beatenOutcome(one, outcomes[one.by.place]);
-  for (const progress of accounts.values()) progress.seq = progress.changes.at(-1)?.seq ?? progress.previousSeq;
-  return { outcomes: outcomes.map(present), accounts: [...accounts.values()] };
+  for (const { userId, ...change } of evictions.toSorted((left, right) => left.seq - right.seq)) {
+    tell(userId, change, change.seq - 1);
+  }
+  for (const { place, by, equal } of beaten) {
+    const winner = outcomes[by.place];
+    if (winner !== undefined) outcomes[place] = beatenOutcome(winner, equal);
+  }
+  return { outcomes, accounts: [...accounts.values()] };
 
-  /** The account's first change says where its counter stood. */
-  function progressOf(userId: string, previousSeq: number): AccountProgress {
-    let progress = accounts.get(userId);
-    if (progress === undefined) {
-      progress = { userId, previousSeq, seq: previousSeq, changes: [] };
-      accounts.set(userId, progress);
-    }
-    return progress;
+  /** @param counter where the account's stood before, should this be its first change */
+  function tell(userId: string, change: Change, counter: number): void {
+    const progress = accounts.get(userId) ?? { userId, previousSeq: counter, seq: counter, changes: [] };
+    accounts.set(userId, progress);
+    progress.changes.push(change);
+    progress.seq = change.seq;
   }
+}
+
+function outcomeOf(write: Write, answer: Answer): WriteOutcome {
+  switch (answer.verdict) {
+    case "applied":
+      return { result: "applied", seq: answer.seq, change: changeOf(write, answer) };
+    case "stale":
+      return { result: "stale", seq: answer.seq, winner: answer.stored };
+    case "duplicate":
+      return { result: "duplicate", seq: answer.seq, stored: answer.stored };
+    default:
+      return { result: answer.verdict };
+  }
+}
+
+function changeOf(write: Write, { seq, at }: { seq: number; at: number }): Change {
+  const { deviceId } = write.author;
+  switch (write.kind) {
+    case "slot":
+      return { kind: "slot", seq, slotNumber: write.slotNumber, blob: write.blob, updatedBy: deviceId, timestamp: at };
+    case "history_push": {
+      const { id, blob, contentHash, createdAt, expiresAt } = write;
+      return { kind: "history", seq, id, blob, contentHash, deviceId, createdAt, expiresAt };
+    }
+    case "history_delete":
+      return { kind: "history_deletion", seq, id: write.id };
+  }
+}
+
+/** What became of a slot write that another of its author's beat, from what became of that one. */
+function beatenOutcome(winner: WriteOutcome, equal: boolean): WriteOutcome {
+  if (winner.result !== "applied" && winner.result !== "duplicate") return winner;
+  const { seq } = winner;
+  const stands = winner.result === "applied" ? winner.change : winner.stored;
+  if (stands?.kind !== "slot") throw new Error("apply_writes answered for a slot with something else");
+  return equal ? { result: "duplicate", seq, stored: stands } : { result: "stale", seq, winner: stands };
 }

@@ -23,7 +23,6 @@ export class DatabaseInUseError extends Error {
  * @throws DatabaseInUseError when another server holds the file
  */
 export function openSqliteFile(path: string): SqliteFile {
-  makeFolder(path);
   const lock = takeLock(path);
   try {
     const client = new Database(path, { create: true, strict: true });
@@ -98,7 +97,8 @@ export function configure(client: Database): void {
  * a file beside the database, so the kernel lets go of it however the process ends, and commands (backup, user) can
  * still open the database itself.
  */
-function takeLock(path: string): Database {
+export function takeLock(path: string): Database {
+  makeFolder(path);
   const lock = new Database(`${path}.lock`, { create: true });
   try {
     lock.run("PRAGMA busy_timeout = 0");

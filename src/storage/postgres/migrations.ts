@@ -1,0 +1,9 @@
+/** The PostgreSQL migrations, embedded. */
+import initial from "../../../drizzle/postgres/0000_initial.sql" with { type: "text" };
+import functions from "../../../drizzle/postgres/0001_functions.sql" with { type: "text" };
+
+/** In order; a new one is appended after `drizzle-kit generate` wrote it. */
+export const POSTGRES_MIGRATIONS = [
+  { name: "0000_initial", sql: initial },
+  { name: "0001_functions", sql: functions },
+] as const;

@@ -1,0 +1,260 @@
+/**
+ * The operations of the port as queries of one client. Those that are hot are prepared by name; those that lock first
+ * and look then are functions of the database (drizzle/postgres/0001_functions.sql).
+ */
+import { and, asc, desc, eq, gt, isNull, sql as fragment } from "drizzle-orm";
+import type { AccountProgress, Author, Change, DevicePresence, Storage, User } from "../storage.ts";
+import { changesAfter } from "./changes.ts";
+import { arrayLiteral } from "./literals.ts";
+import type { Client, Sql } from "./pool.ts";
+import { devices, instantText, invites, linkCodes, serverMeta, syncedHistory, syncedSlots, users } from "./schema.ts";
+import { applyWrites } from "./writes.ts";
+
+export interface Queries extends Omit<Storage, "dialect" | "epoch" | "foreignChanges" | "close"> {
+  /** Draws the database's epoch when it has none. */
+  epoch(): Promise<string>;
+}
+
+export function prepareQueries({ sql, db }: Client): Queries {
+  const given = fragment.placeholder;
+  const ofAccount = eq(users.id, given("userId"));
+
+  const summary = db
+    .select({
+      seq: users.seq,
+      oldestCursorSeq: users.oldestCursorSeq,
+      storedBytes: users.storedBytes,
+      historyItems: users.historyItems,
+    })
+    .from(users)
+    .where(ofAccount)
+    .prepare("summary");
+  const userById = db.select(userColumns).from(users).where(ofAccount).prepare("user_by_id");
+  const userByEmail = db
+    .select(userColumns)
+    .from(users)
+    .where(eq(users.email, given("email")))
+    .prepare("user_by_email");
+  const tokenState = db
+    .select({ tokenGeneration: users.tokenGeneration, confirmedSeq: devices.confirmedSeq, name: devices.name })
+    .from(users)
+    .leftJoin(devices, and(eq(devices.userId, users.id), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
+    .where(ofAccount)
+    .prepare("token_state");
+  const slots = db
+    .select({
+      slotNumber: syncedSlots.slotNumber,
+      blob: syncedSlots.encryptedBlob,
+      updatedAt: syncedSlots.updatedAt,
+      updatedBy: syncedSlots.updatedBy,
+      seq: syncedSlots.seq,
+    })
+    .from(syncedSlots)
+    .where(and(eq(syncedSlots.userId, given("userId")), eq(syncedSlots.cleared, false)))
+    .orderBy(asc(syncedSlots.slotNumber))
+    .prepare("slots");
+  // The keyset as one comparison of rows, which idx_synced_history_user answers in its own order.
+  const beforePosition = fragment`(${syncedHistory.createdAt}, ${syncedHistory.id}) < (${given("createdAt")}::timestamptz, ${given("id")}::uuid)`;
+  const historyPage = (name: string, keyset: typeof beforePosition | undefined) =>
+    db
+      .select({
+        id: syncedHistory.id,
+        blob: syncedHistory.encryptedBlob,
+        contentHash: syncedHistory.contentHash,
+        deviceId: syncedHistory.deviceId,
+        createdAt: syncedHistory.createdAt,
+        expiresAt: syncedHistory.expiresAt,
+        seq: syncedHistory.seq,
+      })
+      .from(syncedHistory)
+      .where(and(eq(syncedHistory.userId, given("userId")), keyset))
+      .orderBy(desc(syncedHistory.createdAt), desc(syncedHistory.id))
+      .limit(given("limit"))
+      .offset(given("offset"))
+      .prepare(name);
+  const newestHistory = historyPage("newest_history", undefined);
+  const historyBefore = historyPage("history_before", beforePosition);
+
+  return {
+    applyWrites: (writes, limits, now) => applyWrites(sql, writes, limits, now),
+    changesAfter: (userId, afterSeq, page) => changesAfter(sql, userId, afterSeq, page),
+    async accountSeqs(userIds) {
+      const rows = await sql<{ id: string; seq: number }[]>`
+        SELECT id, seq FROM users WHERE id = ANY (${arrayLiteral(userIds)}::uuid[])`;
+      return new Map(rows.map(({ id, seq }) => [id, seq]));
+    },
+    summary: async (userId) => first(await summary.execute({ userId })),
+    slots: (userId) => slots.execute({ userId }),
+    history: (userId, { limit, offset, before }) =>
+      before === null
+        ? newestHistory.execute({ userId, limit, offset })
+        : historyBefore.execute({ userId, limit, offset, createdAt: instantText(before.createdAt), id: before.id }),
+
+    async createUser(user) {
+      const created = await db
+        .insert(users)
+        .values(user)
+        .onConflictDoNothing({ target: users.email })
+        .returning({ id: users.id });
+      return created.length === 1;
+    },
+    userByEmail: async (email) => first(await userByEmail.execute({ email })),
+    userById: async (userId) => first(await userById.execute({ userId })),
+    users: (after, limit) =>
+      db
+        .select(userColumns)
+        .from(users)
+        .where(after === null ? undefined : gt(users.id, after))
+        .orderBy(asc(users.id))
+        .limit(limit),
+    changePassword: (userId, passwordHash, keepDeviceId, now) =>
+      value<number | null>(sql`SELECT change_password(${userId}, ${passwordHash}, ${keepDeviceId}, ${now}) AS value`),
+    // The other tables' keys cascade, once the account's row is locked.
+    async deleteUser(userId) {
+      const deleted = await db.delete(users).where(eq(users.id, userId)).returning({ id: users.id });
+      return deleted.length === 1;
+    },
+
+    async registerDevice(device, maxDevices) {
+      const revoked = await value<string[] | null>(
+        sql`SELECT register_device(
+          ${device.userId}, ${device.id}, ${device.name}, ${device.deviceType},
+          ${device.createdAt}, ${device.tokenExpiresAt}, ${maxDevices}
+        ) AS value`,
+      );
+      return revoked === null ? null : { revoked };
+    },
+    devices: (userId, now) =>
+      db
+        .select({
+          id: devices.id,
+          name: devices.name,
+          deviceType: devices.deviceType,
+          lastSeen: devices.lastSeen,
+          createdAt: devices.createdAt,
+          confirmedSeq: devices.confirmedSeq,
+        })
+        .from(devices)
+        .where(and(eq(devices.userId, userId), isNull(devices.revokedAt), gt(devices.tokenExpiresAt, now)))
+        .orderBy(asc(devices.createdAt), asc(devices.id)),
+    async revokeDevice(userId, deviceId, now) {
+      // The lock of the account: a write that has seen the device live commits first, one that comes later sees it gone.
+      const revoked = await sql`
+        WITH account AS MATERIALIZED (SELECT id FROM users WHERE id = ${userId} FOR NO KEY UPDATE)
+        UPDATE devices SET revoked_at = from_ms(${now})
+        FROM account
+        WHERE devices.user_id = account.id AND devices.id = ${deviceId} AND devices.revoked_at IS NULL`;
+      return revoked.count === 1;
+    },
+    async extendDevice(userId, deviceId, tokenExpiresAt) {
+      const extended = await sql`
+        UPDATE devices SET token_expires_at = greatest(token_expires_at, from_ms(${tokenExpiresAt}))
+        WHERE user_id = ${userId} AND id = ${deviceId} AND revoked_at IS NULL`;
+      return extended.count === 1;
+    },
+    async tokenState(userId, deviceId) {
+      const found = first(await tokenState.execute({ userId, deviceId }));
+      if (found === null) return null;
+      const { tokenGeneration, confirmedSeq, name } = found;
+      return { tokenGeneration, device: confirmedSeq === null || name === null ? null : { confirmedSeq, name } };
+    },
+    deadAuthors: (authors) => deadAuthors(sql, authors),
+    recordPresence: (presences) => recordPresence(sql, presences),
+
+    async putLinkCode(code) {
+      await db
+        .insert(linkCodes)
+        .values(code)
+        .onConflictDoUpdate({ target: linkCodes.userId, set: { ...code, wrongTries: 0 } });
+    },
+    takeLinkCode: (userId, codeDigest, maxWrongTries, now) =>
+      value<string | null>(sql`SELECT take_link_code(${userId}, ${codeDigest}, ${maxWrongTries}, ${now}) AS value`),
+    async createInvite(invite) {
+      await db.insert(invites).values(invite);
+    },
+    createInvitedUser: ({ id, email, passwordHash, createdAt }, inviteDigest) =>
+      value<"created" | "taken" | "invite_invalid">(
+        sql`SELECT create_invited_user(${id}, ${email}, ${passwordHash}, ${createdAt}, ${inviteDigest}) AS value`,
+      ),
+
+    retain: (userId, now, tombstonesBefore, limit) => retain(sql, userId, now, tombstonesBefore, limit),
+    async ping() {
+      await sql`SELECT 1`;
+    },
+    async epoch() {
+      const drawn = Buffer.from(crypto.getRandomValues(new Uint8Array(8))).toString("hex");
+      await db.insert(serverMeta).values({ key: "epoch", value: drawn }).onConflictDoNothing();
+      const stored = first(await db.select().from(serverMeta).where(eq(serverMeta.key, "epoch")));
+      if (stored === null) throw new Error("the database has no epoch");
+      return stored.value;
+    },
+  };
+}
+
+const userColumns = {
+  id: users.id,
+  email: users.email,
+  passwordHash: users.passwordHash,
+  createdAt: users.createdAt,
+  tokenGeneration: users.tokenGeneration,
+  seq: users.seq,
+} satisfies Record<keyof User, unknown>;
+
+async function deadAuthors(sql: Sql, authors: readonly Author[]): Promise<Author[]> {
+  const given = authors.map(({ userId, deviceId, tokenGeneration }, place) => ({
+    place,
+    account: userId,
+    device: deviceId,
+    generation: tokenGeneration,
+  }));
+  // Subqueries that answer one author each: however large the tables, two look-ups an author.
+  const dead = await sql<{ place: number }[]>`
+    SELECT place
+    FROM json_to_recordset(${JSON.stringify(given)}) AS author (place integer, account uuid, device uuid, generation integer)
+    WHERE NOT coalesce((SELECT author.generation >= token_generation FROM users WHERE id = author.account), false)
+      OR NOT coalesce(
+        author.device IS NULL
+          OR (SELECT revoked_at IS NULL FROM devices WHERE user_id = author.account AND id = author.device),
+        false
+      )`;
+  const places = new Set(dead.map(({ place }) => place));
+  return authors.filter((_, place) => places.has(place));
+}
+
+async function recordPresence(sql: Sql, presences: readonly DevicePresence[]): Promise<void> {
+  const given = presences.map(({ userId, deviceId, lastSeen, confirmedSeq }) => ({
+    account: userId,
+    device: deviceId,
+    last_seen: lastSeen,
+    confirmed_seq: confirmedSeq,
+  }));
+  await sql`SELECT record_presence(${JSON.stringify(given)})`;
+}
+
+async function retain(
+  sql: Sql,
+  userId: string,
+  now: number,
+  tombstonesBefore: number,
+  limit: number,
+): Promise<AccountProgress | null> {
+  const rows = await sql<{ previous_seq: number; id: string | null }[]>`
+    SELECT * FROM retain_account(${userId}, ${now}, ${tombstonesBefore}, ${limit})`;
+  const previousSeq = rows[0]?.previous_seq;
+  if (previousSeq === undefined) return null;
+  const changes = rows.flatMap(({ id }, index): Change[] =>
+    id === null ? [] : [{ kind: "history_deletion", seq: previousSeq + 1 + index, id }],
+  );
+  return { userId, previousSeq, seq: previousSeq + changes.length, changes };
+}
+
+/** What a query of one row and one column, `value`, returns. */
+async function value<T>(query: PromiseLike<readonly { value?: T }[]>): Promise<T> {
+  const [row] = await query;
+  if (row?.value === undefined) throw new Error("a function of the database returned nothing");
+  return row.value;
+}
+
+function first<T>(rows: readonly T[]): T | null {
+  return rows[0] ?? null;
+}
