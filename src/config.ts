@@ -103,8 +103,50 @@ const FIXED = {
     heartbeatTimeoutMs: 10 * SECOND_MS,
     connectTimeoutSeconds: 5,
   },
+  /** What RATE_LIMITS turns on. `burst` at once, then one every `everyMs`; each instance counts for itself. */
+  limits: {
+    /** Addresses or accounts each limit remembers; of more, the one that was quiet for longest is forgotten. */
+    rememberedKeys: 20_000,
+    registrationsPerAddress: { burst: 60, everyMs: MINUTE_MS },
+    loginsPerAddress: { burst: 120, everyMs: 500 },
+    /** The first `free` wrong passwords cost nothing; each one after them doubles the wait. */
+    wrongPasswordsPerAccount: {
+      free: 5,
+      firstWaitMs: SECOND_MS,
+      maxWaitMs: 15 * MINUTE_MS,
+      forgetAfterMs: 60 * MINUTE_MS,
+    },
+    wrongPasswordsPerAddress: {
+      free: 50,
+      firstWaitMs: SECOND_MS,
+      maxWaitMs: 15 * MINUTE_MS,
+      forgetAfterMs: 60 * MINUTE_MS,
+    },
+    deviceRegistrationsPerAccount: { burst: 100, everyMs: 30 * SECOND_MS },
+    linkCodesPerAccount: { burst: 5, everyMs: 12 * MINUTE_MS },
+    exportsPerAccount: { burst: 10, everyMs: 6 * MINUTE_MS },
+    /** A frame counts as one message, and as one more for each `messageBytes` of it. */
+    messagesPerSocket: { burst: 4_000, everyMs: 2 },
+    messageBytes: 64 * KIB,
+    /** Messages that may be refused before the socket is closed. */
+    refusedMessagesPerSocket: { burst: 500, everyMs: 100 },
+    /** Of one device the oldest socket makes room: it is most likely half open. */
+    socketsPerDevice: 8,
+    socketsPerAccount: 200,
+    socketsPerAddress: 1_000,
+    socketsRetryMs: 10 * SECOND_MS,
+  },
   http: {
+    /**
+     * For a connection between requests, for an answer of which nothing can be sent, and for a body as a whole. The
+     * headers of a request have 12 s as a whole: that one is Bun's own.
+     */
     idleTimeoutSeconds: 30,
+    /** As idleTimeoutSeconds, for an export, which may go over a slow line. */
+    exportIdleTimeoutSeconds: 120,
+    /** Blobs of an export that are in memory at once. */
+    exportPageItems: 100,
+    exportPageBytes: 1 * MIB,
     /** Up to here a body that is too large gets an answer in words; beyond it Bun answers 413 by itself. */
     refusableBodyBytes: 64 * MIB,
     shutdownGraceMs: 8 * SECOND_MS,
@@ -140,7 +182,7 @@ const environment = z.object({
     .min(32, "must have at least 32 characters")
     .refine(isStrongSecret, "is too easy to guess")
     .optional(),
-  REGISTRATION: z.enum(["open", "closed"], { error: "must be open or closed" }).default("open"),
+  REGISTRATION: z.enum(["open", "closed", "invite"], { error: "must be open, closed or invite" }).default("open"),
   CORS_ORIGINS: list.refine((origins) => origins.every(isOrigin), "must be origins such as https://clips.example.org"),
   TRUSTED_PROXIES: list.refine(
     (blocks) => blocks.every(isAddressBlock),

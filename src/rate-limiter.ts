@@ -56,24 +56,24 @@ export interface FailureLimiter {
 
 export function createFailureLimiter(backoff: Backoff, maxKeys: number): FailureLimiter {
   const { free, firstWaitMs, maxWaitMs, forgetAfterMs } = backoff;
-  const records = createRecentKeys<{ failures: number; lastAt: number; until: number }>(maxKeys);
-  const recordOf = (key: string) => records.getOr(key, () => ({ failures: 0, lastAt: 0, until: 0 }));
+  const records = createRecentKeys<{ failures: number; lastAt: number }>(maxKeys);
 
   return {
-    waitMs: (key) => Math.max(0, (records.get(key)?.until ?? 0) - performance.now()),
+    waitMs(key) {
+      const record = records.get(key);
+      if (record === undefined || record.failures <= free) return 0;
+      const wait = Math.min(maxWaitMs, firstWaitMs * 2 ** (record.failures - free - 1));
+      return Math.max(0, record.lastAt + wait - performance.now());
+    },
     begin(key) {
       const now = performance.now();
-      const record = recordOf(key);
+      const record = records.getOr(key, () => ({ failures: 0, lastAt: now }));
       record.failures = now - record.lastAt > forgetAfterMs ? 1 : record.failures + 1;
       record.lastAt = now;
-      const doublings = record.failures - free - 1;
-      record.until = doublings < 0 ? 0 : now + Math.min(maxWaitMs, firstWaitMs * 2 ** doublings);
     },
     takeBack(key) {
       const record = records.get(key);
-      if (record === undefined) return;
-      record.failures = Math.max(0, record.failures - 1);
-      record.until = 0;
+      if (record !== undefined) record.failures = Math.max(0, record.failures - 1);
     },
     forgive: (key) => records.delete(key),
   };

@@ -41,3 +41,46 @@ export async function startChildServer(env: Record<string, string>): Promise<Chi
     output: () => output,
   };
 }
+
+export interface CommandResult {
+  code: number;
+  /** Standard output. */
+  output: string;
+  /** Standard error. */
+  complaints: string;
+}
+
+/** How a test calls the program: from its sources, or (with `program`) a binary built from them. */
+export interface CommandOptions {
+  env?: Record<string, string | undefined>;
+  /** Standard input. */
+  input?: string;
+  cwd?: string;
+  program?: string[];
+}
+
+/** Runs a command of `src/main.ts` to its end. */
+export async function runCommand(
+  args: readonly string[],
+  {
+    env = {},
+    input = "",
+    cwd,
+    program = [process.execPath, join(import.meta.dir, "../src/main.ts")],
+  }: CommandOptions = {},
+): Promise<CommandResult> {
+  const child = Bun.spawn([...program, ...args], {
+    env: { PATH: process.env["PATH"] ?? "", ...env },
+    stdio: [Buffer.from(input), "pipe", "pipe"],
+    ...(cwd === undefined ? {} : { cwd }),
+  });
+  const [output, complaints, code] = await Promise.all([child.stdout.text(), child.stderr.text(), child.exited]);
+  return { code, output, complaints };
+}
+
+/** As runCommand, for a command that must succeed: what it printed. */
+export async function runWell(args: readonly string[], options?: CommandOptions): Promise<string> {
+  const { code, output, complaints } = await runCommand(args, options);
+  if (code !== 0) throw new Error(`${args.join(" ")} ended with code ${code}:\n${output}${complaints}`);
+  return output;
+}

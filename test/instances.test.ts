@@ -2,7 +2,9 @@
 import { describe, expect, test } from "bun:test";
 import type { Bus } from "../src/bus/bus.ts";
 import { memoryBus, type MemoryMedium } from "../src/bus/memory.ts";
+import { startChildServer } from "./child.ts";
 import {
+  connect,
   createAccount,
   createDevice,
   historyPush,
@@ -96,6 +98,48 @@ describe("two instances on one PostgreSQL", () => {
     expect(devices.find(({ id }) => id === absent.id)).toMatchObject({ connected: false, behind: 1 });
   });
 
+  test("[W1] an instance killed with -9 in a burst: all it acknowledged reaches the other's devices within six seconds", async () => {
+    const database = await createTestDatabase();
+    const env = { DATABASE_URL: database.url, JWT_SECRET };
+    const [doomed, survivor] = await Promise.all([startChildServer(env), startChildServer(env)]);
+    try {
+      const account = await createAccount(connect(doomed.url));
+      const writer = await TestSocket.open(doomed, (await createDevice(connect(doomed.url), account)).token);
+      const reader = await TestSocket.open(
+        survivor,
+        (await createDevice(connect(survivor.url), account)).token,
+        "&protocol=2",
+      );
+      const acknowledged = new Set<string>();
+      const pushes = Array.from({ length: 400 }, () => historyPush(randomBlob(500)));
+      for (const push of pushes) writer.send({ ...push, ref: push.id });
+      while (acknowledged.size < 200) acknowledged.add((await writer.nextOf("ack"))["ref"]);
+      await doomed.kill("SIGKILL");
+      await writer.closed;
+      for (const { type, ref } of writer.pending) if (type === "ack") acknowledged.add(ref);
+      const everything = async () => {
+        while (acknowledged.size > 0) acknowledged.delete((await reader.nextOf("history_new"))["id"]);
+      };
+      await within(everything(), "what was acknowledged", 6_000);
+    } finally {
+      await survivor.kill("SIGTERM");
+      await database.drop();
+    }
+  }, 30_000);
+
+  test("[R1] with every listener's connection killed in a burst nothing is missed", async () => {
+    await using pair = await startPair();
+    await using sql = new Bun.SQL(pair.databaseUrl, { max: 1 });
+    const killing = setInterval(() => {
+      void sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ILIKE 'listen%' AND datname = current_database()`.execute();
+    }, 100);
+    try {
+      await race(pair, 50);
+    } finally {
+      clearInterval(killing);
+    }
+  }, 30_000);
+
   test("[R1] with the bus cut nothing is missed: it comes with the next poll", async () => {
     const cut: MemoryMedium = new Set();
     await using pair = await startPair([memoryBus(cut), memoryBus(new Set())]);
@@ -144,6 +188,7 @@ async function confirmedOn(server: TestServer, token: string, deviceId: string):
 }
 
 interface Pair extends AsyncDisposable {
+  databaseUrl: string;
   first: TestServer;
   second: TestServer;
 }
@@ -163,6 +208,7 @@ async function startPair(buses: [Bus?, Bus?] = []): Promise<Pair> {
   );
   if (first === undefined || second === undefined) throw new Error("an instance did not start");
   return {
+    databaseUrl: database.url,
     first,
     second,
     async [Symbol.asyncDispose]() {

@@ -36,7 +36,7 @@ RETURN translate(encode(bytes, 'base64'), E'\n', '');
 CREATE TYPE pending_write AS (
   place integer,      -- its place in the batch
   round integer,      -- the round it is taken in, from 1
-  step integer,       -- its place among the account's writes, from 1
+  step integer,       -- its place among the account's writes of that round, from 1
   passing boolean,    -- a later write of this round overwrites the slot: it is numbered and told, but not stored
   account uuid,
   device uuid,

@@ -2,6 +2,7 @@
 import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import type { AccountSummary, Storage, User } from "../storage/storage.ts";
+import { inviteDigest } from "./invites.ts";
 import type { Passwords } from "./passwords.ts";
 import type { Sessions } from "./sessions.ts";
 import { deadToken, type Identity, type Tokens } from "./tokens.ts";
@@ -13,9 +14,10 @@ export interface SignedIn {
 
 export interface Accounts {
   /**
-   * @throws AppError `email_taken`; `registration_closed`; `busy`
+   * @param invite uses it up, where registration needs one
+   * @throws AppError `email_taken`; `registration_closed`; `invite_invalid`; `busy`
    */
-  register(email: string, password: string): Promise<SignedIn>;
+  register(email: string, password: string, invite?: string): Promise<SignedIn>;
   /**
    * The same answer, after the same time, for a wrong password and for an unknown address.
    *
@@ -49,18 +51,23 @@ export interface AccountsOptions {
 
 export function createAccounts({ config, storage, passwords, tokens, sessions }: AccountsOptions): Accounts {
   return {
-    async register(givenEmail, password) {
+    async register(givenEmail, password, invite) {
       if (config.registration === "closed")
         throw new AppError("registration_closed", "This server takes no new accounts.");
       const email = normaliseEmail(givenEmail);
-      if ((await storage.userByEmail(email)) !== null) throw emailTaken();
+      const invited = config.registration === "invite" ? inviteOf(invite) : null;
+      // Whom nobody invited is not told who has an account.
+      if (invited === null && (await storage.userByEmail(email)) !== null) throw emailTaken();
       const user = {
         id: crypto.randomUUID(),
         email,
         passwordHash: await passwords.hash(password),
         createdAt: Date.now(),
       };
-      if (!(await storage.createUser(user))) throw emailTaken();
+      const created =
+        invited === null ? await storage.createUser(user) : await storage.createInvitedUser(user, invited);
+      if (created === "invite_invalid") throw inviteInvalid();
+      if (created === false || created === "taken") throw emailTaken();
       return signIn(user.id, 0);
     },
 
@@ -80,6 +87,7 @@ export function createAccounts({ config, storage, passwords, tokens, sessions }:
     async changePassword(identity, currentPassword, newPassword) {
       await confirmPassword(identity, currentPassword);
       const passwordHash = await passwords.hash(newPassword);
+      await sessions.confirm(identity);
       const tokenGeneration = await storage.changePassword(
         identity.userId,
         passwordHash,
@@ -95,6 +103,7 @@ export function createAccounts({ config, storage, passwords, tokens, sessions }:
 
     async remove(identity, password) {
       await confirmPassword(identity, password);
+      await sessions.confirm(identity);
       await storage.deleteUser(identity.userId);
       sessions.end({ userId: identity.userId, deviceId: null, tokenGeneration: null });
     },
@@ -123,4 +132,15 @@ export function normaliseEmail(email: string): string {
 
 function emailTaken(): AppError {
   return new AppError("email_taken", "There is already an account with this e-mail address.");
+}
+
+/** @throws AppError `invite_invalid` where there is none; whether it is a good one, storage knows */
+function inviteOf(invite: string | undefined): string {
+  if (invite === undefined) throw inviteInvalid();
+  return inviteDigest(invite.trim());
+}
+
+/** The same for none, a wrong one, a used one and one past its time. */
+function inviteInvalid(): AppError {
+  return new AppError("invite_invalid", "This server takes new accounts by invite, and this invite is not valid.");
 }

@@ -33,7 +33,8 @@ export interface DevicesOptions {
 
 export function createDevices({ config, storage, tokens, sessions }: DevicesOptions): Devices {
   return {
-    async register({ userId, tokenGeneration }, name, deviceType) {
+    async register(identity, name, deviceType) {
+      const { userId, tokenGeneration } = await sessions.confirm(identity);
       const now = Date.now();
       const id = crypto.randomUUID();
       const device = { userId, id, name, deviceType, createdAt: now, tokenExpiresAt: tokens.deviceTokenEnd(now) };

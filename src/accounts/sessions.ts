@@ -18,6 +18,13 @@ export interface Sessions {
    * @throws AppError `token_invalid`; `unavailable` while the database is away
    */
   authenticate(token: string): Promise<Identity>;
+  /**
+   * Whether whom we know already still counts, after something that took time: a body may have come slowly, a password
+   * takes its time to verify, and what the owner has ended meanwhile must have no effect any more ([R6]).
+   *
+   * @throws AppError `token_invalid`
+   */
+  confirm(identity: Identity): Promise<Identity>;
   /** As authenticate, for what lasts, such as a socket: asks the database now, and says what it knows of the device. */
   open(token: string): Promise<{ identity: Identity; state: TokenState }>;
   /** Storage has revoked: from here on none of these tokens counts, and `onRevoked` is told. */
@@ -50,6 +57,10 @@ export function createSessions({ tokens, storage, config, onRevoked }: SessionsO
   return {
     async authenticate(token) {
       const identity = await tokens.verify(token);
+      await check(identity);
+      return identity;
+    },
+    async confirm(identity) {
       await check(identity);
       return identity;
     },

@@ -13,7 +13,7 @@ export interface Beside extends AsyncDisposable {
   config: Config;
   storage: Storage;
   /** Tells running servers to close sockets ([R6]); on SQLite the server sees by itself that something changed. */
-  tellRevoked(revocation: Revocation): void;
+  tellRevoked: (revocation: Revocation) => void;
 }
 
 /**

@@ -12,7 +12,8 @@ variable is for.`,
   async run(args, io) {
     readWords(args, [], {});
     for (const { name, value, isSet } of describeSettings(io.env)) {
-      io.print(`${name}=${value}`.padEnd(48) + (isSet ? "" : value === "" ? "  # not set" : "  # default"));
+      const origin = isSet ? "" : value === "" ? "  # not set" : "  # default";
+      io.print(`${`${name}=${value}`.padEnd(48)}${origin}`.trimEnd());
     }
     return 0;
   },

@@ -23,8 +23,9 @@ Then start the server on the new database with the same JWT_SECRET, or the same 
 everybody has to log in again.`,
   async run(args, io) {
     const { options } = readWords(args, [], { from: { type: "string" }, to: { type: "string" } });
-    await using source = await openTransfer(databaseUrl(options.from, "--from"), "source");
-    await using target = await openTransfer(databaseUrl(options.to, "--to"), "target");
+    const urls = { from: databaseUrl(options.from, "--from"), to: databaseUrl(options.to, "--to") };
+    await using source = await openTransfer(urls.from, "source");
+    await using target = await openTransfer(urls.to, "target");
     await refuseNonEmpty(target);
     const copied = await copyTables(source, target, io);
     await verify(target, copied, io);

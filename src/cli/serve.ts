@@ -15,6 +15,8 @@ import { openBus } from "../bus/open.ts";
 import { loadConfig, type Config } from "../config.ts";
 import { CLOSE } from "../errors.ts";
 import { createApp } from "../http/app.ts";
+import { createClientAddress } from "../http/client-address.ts";
+import { createRateLimits } from "../http/rate-limits.ts";
 import { bufferedLines, createLogger, type Logger } from "../log.ts";
 import { measuredStorage } from "../metrics/measured-storage.ts";
 import { openMetrics } from "../metrics/metrics.ts";
@@ -22,6 +24,7 @@ import { createProtocol } from "../protocol.ts";
 import { createHub, type Origin, type SocketData } from "../relay/hub.ts";
 import { createPresence } from "../relay/presence.ts";
 import { createSocketHandler } from "../relay/socket.ts";
+import { createSeats } from "../relay/seats.ts";
 import { createUpgrade } from "../relay/upgrade.ts";
 import { awaitStorage } from "../storage/open.ts";
 import { createWriter } from "../sync/writer.ts";
@@ -111,7 +114,10 @@ export async function startServer(
   const devices = createDevices({ config, storage, tokens, sessions });
   const linkCodes = createLinkCodes({ config, storage, keys });
 
-  const upgrade = createUpgrade({ sessions, storage, corsOrigins: config.corsOrigins });
+  const limits = createRateLimits(config);
+  const clientAddress = createClientAddress(config.trustedProxies, log);
+  const seats = createSeats(config);
+  const upgrade = createUpgrade({ sessions, storage, config, seats, clientAddress });
   const app = createApp({
     config,
     log,
@@ -122,6 +128,8 @@ export async function startServer(
     accounts,
     devices,
     linkCodes,
+    limits,
+    clientAddress,
     writer,
     upgrade,
     presence: hub,
@@ -134,7 +142,7 @@ export async function startServer(
     // The application refuses what is too large with words of its own; this is for what it never sees.
     maxRequestBodySize: config.http.refusableBodyBytes,
     development: false,
-    websocket: createSocketHandler({ config, hub, writer, log, metrics, epoch: storage.epoch }),
+    websocket: createSocketHandler({ config, hub, seats, writer, log, metrics, epoch: storage.epoch }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),
   });
   opening.defer(() => server.stop(true));

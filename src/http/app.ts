@@ -12,6 +12,7 @@ import { changeHandlers, type ChangeDependencies } from "./changes.ts";
 import type { AppEnv, AppMiddleware } from "./context.ts";
 import { deviceHandlers, type DeviceDependencies } from "./devices.ts";
 import { createErrorHandler, errorResponse } from "./errors.ts";
+import { exportHandler, type ExportDependencies } from "./export.ts";
 import { historyHandlers, type HistoryDependencies } from "./history.ts";
 import { opsHandlers, type OpsDependencies } from "./ops.ts";
 import { requestLog } from "./request-log.ts";
@@ -23,6 +24,7 @@ export type AppDependencies = AuthDependencies &
   SlotDependencies &
   HistoryDependencies &
   ChangeDependencies &
+  ExportDependencies &
   OpsDependencies & { log: Logger; metrics: Pick<Metrics, "answered" | "rejected">; upgrade: Upgrade };
 
 export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
@@ -57,6 +59,7 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   app.post("/api/auth/password", signedIn, auth.changePassword);
   app.get("/api/auth/account", signedIn, auth.account);
   app.delete("/api/auth/account", signedIn, auth.removeAccount);
+  app.get("/api/auth/export", signedIn, exportHandler(dependencies));
   app.post("/api/auth/link-code", signedIn, auth.createLinkCode);
   app.post("/api/auth/redeem-code", signedIn, auth.redeemLinkCode);
 

@@ -1,9 +1,11 @@
 /** The devices of the signed-in account. */
 import type { Devices } from "../accounts/devices.ts";
+import type { Device } from "../storage/storage.ts";
 import { formatTime, uuid, type Protocol } from "../protocol.ts";
 import { validate } from "../validate.ts";
 import { ACCOUNT_BODY_BYTES } from "./auth.ts";
 import type { AppContext } from "./context.ts";
+import type { RateLimits } from "./rate-limits.ts";
 import { readBody } from "./read-body.ts";
 
 /** Who holds a socket, as far as this instance knows. */
@@ -15,12 +17,14 @@ export interface DeviceDependencies {
   protocol: Protocol;
   devices: Devices;
   presence: ConnectedDevices;
+  limits: RateLimits;
 }
 
-export function deviceHandlers({ protocol, devices, presence }: DeviceDependencies) {
+export function deviceHandlers({ protocol, devices, presence, limits }: DeviceDependencies) {
   return {
     register: async (c: AppContext) => {
       const body = await readBody(c.req.raw, protocol.device, ACCOUNT_BODY_BYTES);
+      limits.deviceRegistration(c.var.identity.userId);
       const { deviceId, token } = await devices.register(c.var.identity, body.name, body.device_type);
       return c.json({ device_id: deviceId, token }, 201);
     },
@@ -30,11 +34,7 @@ export function deviceHandlers({ protocol, devices, presence }: DeviceDependenci
       const list = await devices.list(userId);
       return c.json(
         list.map((device) => ({
-          id: device.id,
-          name: device.name,
-          device_type: device.deviceType,
-          last_seen: formatTime(device.lastSeen),
-          created_at: formatTime(device.createdAt),
+          ...deviceToWire(device),
           connected: presence.isConnected(userId, device.id),
           behind: device.behind,
         })),
@@ -45,5 +45,15 @@ export function deviceHandlers({ protocol, devices, presence }: DeviceDependenci
       await devices.revoke(c.var.identity.userId, validate(uuid, c.req.param("id"), "The device's id"));
       return c.body(null, 204);
     },
+  };
+}
+
+export function deviceToWire(device: Device) {
+  return {
+    id: device.id,
+    name: device.name,
+    device_type: device.deviceType,
+    last_seen: formatTime(device.lastSeen),
+    created_at: formatTime(device.createdAt),
   };
 }

@@ -41,7 +41,7 @@ export function historyHandlers({ config, protocol, storage, sessions, writer }:
       if (last !== undefined && items.length === limit) {
         c.header("Link", `</api/sync/history?limit=${limit}&before=${encodePosition(last)}>; rel="next"`); // RFC 8288
       }
-      return c.json(items.map(toWire));
+      return c.json(items.map(historyItemToWire));
     },
 
     /**
@@ -105,7 +105,7 @@ export function historyHandlers({ config, protocol, storage, sessions, writer }:
   }
 }
 
-function toWire(item: StoredHistoryItem) {
+export function historyItemToWire(item: StoredHistoryItem) {
   return {
     id: item.id,
     encrypted_blob: item.blob,

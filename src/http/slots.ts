@@ -2,7 +2,7 @@
 import type { Sessions } from "../accounts/sessions.ts";
 import type { Config } from "../config.ts";
 import { formatTime, type Protocol } from "../protocol.ts";
-import type { SlotWrite, Storage, WriteOutcome } from "../storage/storage.ts";
+import type { SlotWrite, Storage, StoredSlot, WriteOutcome } from "../storage/storage.ts";
 import { validate } from "../validate.ts";
 import type { AppContext } from "./context.ts";
 import { readBody } from "./read-body.ts";
@@ -20,15 +20,7 @@ export function slotHandlers({ config, protocol, storage, sessions, writer }: Sl
   return {
     list: async (c: AppContext) => {
       const slots = await storage.slots(c.var.identity.userId);
-      return c.json(
-        slots.map((slot) => ({
-          slot_number: slot.slotNumber,
-          encrypted_blob: slot.blob,
-          updated_at: formatTime(slot.updatedAt),
-          updated_by: slot.updatedBy,
-          seq: slot.seq,
-        })),
-      );
+      return c.json(slots.map(slotToWire));
     },
 
     /** Answers what stands now: this write, or (`stale`, `duplicate`) the one that was there before it. */
@@ -63,6 +55,16 @@ export function slotHandlers({ config, protocol, storage, sessions, writer }: Sl
     if (outcome.result === "quota_exceeded") throw accountFull();
     return outcome;
   }
+}
+
+export function slotToWire(slot: StoredSlot) {
+  return {
+    slot_number: slot.slotNumber,
+    encrypted_blob: slot.blob,
+    updated_at: formatTime(slot.updatedAt),
+    updated_by: slot.updatedBy,
+    seq: slot.seq,
+  };
 }
 
 /** Of every outcome a slot can have, what it leaves standing. */

@@ -15,6 +15,7 @@ import type { Change, Storage } from "../storage/storage.ts";
 import type { ResyncReason } from "../sync/cursor.ts";
 import type { Commit } from "../sync/writer.ts";
 import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
+import type { FloodGuard } from "./flood.ts";
 import type { Presence } from "./presence.ts";
 
 const TOKEN_REVOKED = "The token no longer counts; sign in again.";
@@ -24,6 +25,8 @@ const RECHECK_SOCKETS = 500;
 export interface SocketData {
   userId: string;
   deviceId: string;
+  /** Where it comes from, as limits count. */
+  address: string;
   tokenGeneration: number;
   /** Milliseconds; past it the socket is closed ([R6]). */
   tokenExpiresAt: number;
@@ -36,6 +39,7 @@ export interface SocketData {
   resync: ResyncReason | undefined;
   /** Writes whose outcome is not known yet. */
   inFlight: number;
+  flood: FloodGuard;
   /** Set when the socket opens. */
   delivery: Delivery | undefined;
 }
@@ -91,6 +95,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     recheck,
     closeExpired,
     closeAll,
+    end,
     isConnected: (userId: string, deviceId: string) =>
       channels
         .get(userId)

@@ -14,10 +14,12 @@ import { encodeCursor } from "../sync/cursor.ts";
 import type { Writer } from "../sync/writer.ts";
 import { parseJson, validate } from "../validate.ts";
 import type { Hub, Origin, Socket, SocketData } from "./hub.ts";
+import type { Seats } from "./seats.ts";
 
 export interface SocketOptions {
   config: Config;
   hub: Hub;
+  seats: Seats;
   writer: Writer<Origin>;
   log: Logger;
   metrics: Pick<Metrics, "rejected" | "socketClosed">;
@@ -29,6 +31,7 @@ export interface SocketOptions {
 export function createSocketHandler({
   config,
   hub,
+  seats,
   writer,
   log,
   metrics,
@@ -47,6 +50,8 @@ export function createSocketHandler({
     closeOnBackpressureLimit: true,
 
     open: guarded((socket) => {
+      const excess = seats.take(socket);
+      if (excess !== undefined) hub.end(excess, CLOSE.policyViolation, "This device has opened too many sockets.");
       if (socket.data.protocol === 2) sendWelcome(socket);
       if (socket.data.resync !== undefined) {
         sendJson(socket, { type: "resync_required", reason: socket.data.resync });
@@ -59,10 +64,15 @@ export function createSocketHandler({
       });
     }),
     message: guarded((socket, frame: string | Buffer) => receive(socket, frame)),
-    pong: guarded((socket, payload: Buffer) => socket.data.delivery?.confirm(payload.toString())),
+    // Bun answers a ping by itself; a flood of them costs as much as one of messages.
+    ping: guarded((socket, payload: Buffer) => void floodWaitMs(socket, payload.length)),
+    pong: guarded((socket, payload: Buffer) => {
+      if (floodWaitMs(socket, payload.length) === 0) socket.data.delivery?.confirm(payload.toString());
+    }),
     drain: guarded((socket) => void socket.data.delivery?.advance()),
     close: guarded((socket, code: number) => {
       metrics.socketClosed(code);
+      seats.leave(socket);
       hub.leave(socket);
     }),
   };
@@ -83,6 +93,7 @@ export function createSocketHandler({
     let message: ClientMessage;
     try {
       json = parseFrame(frame);
+      refuseFlood(socket, frame.length);
       message = validate(clientMessage, json, "The message");
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
@@ -103,6 +114,19 @@ export function createSocketHandler({
         data.inFlight -= 1;
         if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
       });
+  }
+
+  /** @throws AppError `rate_limited` */
+  function refuseFlood(socket: Socket, bytes: number): void {
+    const retryAfterMs = floodWaitMs(socket, bytes);
+    if (retryAfterMs > 0) throw new AppError("rate_limited", "Too many messages; slow down.", { retryAfterMs });
+  }
+
+  /** 0: the frame may pass; else in how many milliseconds it might. Who goes on and on is cut off. */
+  function floodWaitMs(socket: Socket, bytes: number): number {
+    const { waitMs, goesOn } = socket.data.flood.count(bytes);
+    if (goesOn) hub.end(socket, CLOSE.policyViolation, "Too many messages.");
+    return waitMs;
   }
 
   /** [W6] tells the loser what stands; `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */

@@ -2,10 +2,13 @@
 import type { Server } from "bun";
 import type { Sessions } from "../accounts/sessions.ts";
 import { deadToken } from "../accounts/tokens.ts";
+import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import type { Storage } from "../storage/storage.ts";
 import { resumeAt, type Cursor, type ResyncReason } from "../sync/cursor.ts";
+import { createFloodGuard } from "./flood.ts";
 import type { SocketData } from "./hub.ts";
+import type { Seats } from "./seats.ts";
 
 /** The subprotocol a browser offers first; the token follows as the second ([P2]). */
 const SUBPROTOCOL = "clipslot";
@@ -13,19 +16,21 @@ const SUBPROTOCOL = "clipslot";
 export interface UpgradeOptions {
   sessions: Sessions;
   storage: Storage;
-  /** Origins besides our own whose pages may open a socket. */
-  corsOrigins: readonly string[];
+  config: Config;
+  seats: Pick<Seats, "admit">;
+  /** Who asks, as limits count. */
+  clientAddress: (request: Request, server: Server<SocketData>) => string;
 }
 
 /**
  * Upgrades the request.
  *
  * @returns once the socket is open
- * @throws AppError `token_missing`, `token_invalid`, `device_required`, `origin_forbidden`, `bad_request`, `upgrade_required`
+ * @throws AppError `token_missing`, `token_invalid`, `device_required`, `origin_forbidden`, `bad_request`, `upgrade_required`, `rate_limited`
  */
 export type Upgrade = (request: Request, server: Server<SocketData>) => Promise<void>;
 
-export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions): Upgrade {
+export function createUpgrade({ sessions, storage, config, seats, clientAddress }: UpgradeOptions): Upgrade {
   return async (request, server) => {
     if (request.headers.get("upgrade")?.toLowerCase() !== "websocket") {
       throw new AppError("upgrade_required", "This address speaks WebSocket only.");
@@ -43,8 +48,11 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
       throw new AppError("device_required", "A socket needs a device's token.");
     }
     const start = cursor ?? { seq: state.device.confirmedSeq, emptyUntilSeq: 0 };
+    const address = clientAddress(request, server);
+    seats.admit({ userId, address });
     const data: SocketData = {
       userId,
+      address,
       deviceId,
       tokenGeneration,
       tokenExpiresAt: expiresAt,
@@ -53,6 +61,7 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
       emptyUntilSeq: "seq" in start ? start.emptyUntilSeq : 0,
       resync: "resync" in start ? start.resync : undefined,
       inFlight: 0,
+      flood: createFloodGuard(config),
       delivery: undefined,
     };
     const headers = subprotocol === undefined ? {} : { "Sec-WebSocket-Protocol": subprotocol };
@@ -63,7 +72,11 @@ export function createUpgrade({ sessions, storage, corsOrigins }: UpgradeOptions
   /** A browser says which page asks; a page of elsewhere has no business with a user's clips. Programs send no Origin. */
   function refuseForeignOrigin(request: Request): void {
     const origin = request.headers.get("origin");
-    if (origin === null || corsOrigins.includes(origin) || URL.parse(origin)?.host === request.headers.get("host"))
+    if (
+      origin === null ||
+      config.corsOrigins.includes(origin) ||
+      URL.parse(origin)?.host === request.headers.get("host")
+    )
       return;
     throw new AppError("origin_forbidden", "This origin may not connect.");
   }

@@ -124,7 +124,7 @@ function connect(url: string): { run: Run; end: () => Promise<void> } {
       // postgres.js would connect again, and go on outside of the transaction.
       if (lost) throw new TransferError("The connection to PostgreSQL was lost; nothing was changed.");
       try {
-        return await sql.unsafe<Row[]>(query, [...parameters]).values();
+        return (await sql.unsafe(query, [...parameters], { prepare: true }).values()) as Row[];
       } catch (error) {
         throw translate(error);
       }

@@ -92,7 +92,7 @@ function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }):
   let rounds = 1;
 
   for (const [place, write] of writes.entries()) {
-    const account = accounts.get(write.author.userId) ?? newRound(1, 0);
+    const account = accounts.get(write.author.userId) ?? newRound(1);
     accounts.set(write.author.userId, account);
     const rival = shorten && write.kind === "slot" ? account.greatest.get(write.slotNumber) : undefined;
     if (rival !== undefined && write.kind === "slot" && comparable(rival.write, write)) {
@@ -103,7 +103,7 @@ function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }):
       }
       rival.passing = true;
     } else if (clashes(account, write)) {
-      Object.assign(account, newRound(account.round + 1, account.steps));
+      Object.assign(account, newRound(account.round + 1));
       rounds = Math.max(rounds, account.round);
     }
     account.steps += 1;
@@ -116,8 +116,8 @@ function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }):
   return { sent, beaten, rounds };
 }
 
-function newRound(round: number, steps: number): Account {
-  return { round, steps, keys: new Set(), deletes: false, greatest: new Map() };
+function newRound(round: number): Account {
+  return { round, steps: 0, keys: new Set(), deletes: false, greatest: new Map() };
 }
 
 function clashes(account: Account, write: Write): boolean {

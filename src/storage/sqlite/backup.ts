@@ -7,7 +7,7 @@ import { existsSync, statSync } from "node:fs";
 import { chmod, link, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { migrateSqlite } from "./migrations.ts";
-import { configure, redrawEpoch, takeLock } from "./open.ts";
+import { configure, giveToOwnerOfFolder, redrawEpoch, takeLock } from "./open.ts";
 import { runInThread, SqliteFileError } from "./in-thread.ts";
 
 /** Told how many bytes of how many are done; `checking` reads what was written. */
@@ -60,6 +60,7 @@ export async function restoreSqlite(backup: string, path: string, now: Date, onP
     await copyFile(backup, draft, onProgress);
     await checkSqlite(draft, onProgress);
     prepareRestored(draft);
+    giveToOwnerOfFolder(draft);
     await syncFile(draft);
     const kept = await setAside(path, now);
     await rename(draft, path);

@@ -1,6 +1,6 @@
 /** Opens the database file: one server process a file, settings, migrations, epoch. */
 import { Database } from "bun:sqlite";
-import { mkdirSync } from "node:fs";
+import { chownSync, closeSync, existsSync, mkdirSync, openSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { newEpoch } from "../epoch.ts";
 import { migrateSqlite, pendingSqliteMigrations } from "./migrations.ts";
@@ -25,6 +25,7 @@ export class DatabaseInUseError extends Error {
 export function openSqliteFile(path: string): SqliteFile {
   const lock = takeLock(path);
   try {
+    makeFile(path);
     const client = new Database(path, { create: true, strict: true });
     configure(client);
     migrateSqlite(client);
@@ -50,7 +51,7 @@ export function openSqliteFile(path: string): SqliteFile {
  * @throws DatabaseInUseError when a server of another version holds the file
  */
 export function openSqliteFileBeside(path: string): SqliteFile {
-  makeFolder(path);
+  makeFile(path);
   const client = new Database(path, { create: true, strict: true });
   try {
     configure(client);
@@ -62,8 +63,19 @@ export function openSqliteFileBeside(path: string): SqliteFile {
   }
 }
 
-function makeFolder(path: string): void {
+/** The folder and the file, when they are missing, readable by their owner alone; SQLite's own files take after it. */
+function makeFile(path: string): void {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  if (existsSync(path)) return;
+  closeSync(openSync(path, "a", 0o600));
+  giveToOwnerOfFolder(path);
+}
+
+/** A command run by root must not leave files that the server's own user can't open. */
+export function giveToOwnerOfFolder(path: string): void {
+  if (process.getuid?.() !== 0) return;
+  const { uid, gid } = statSync(dirname(path));
+  chownSync(path, uid, gid);
 }
 
 function migrateAlone(path: string, client: Database): void {
@@ -98,7 +110,7 @@ export function configure(client: Database): void {
  * still open the database itself.
  */
 export function takeLock(path: string): Database {
-  makeFolder(path);
+  makeFile(`${path}.lock`);
   const lock = new Database(`${path}.lock`, { create: true });
   try {
     lock.run("PRAGMA busy_timeout = 0");

@@ -2,12 +2,13 @@
  * The storage port on SQLite. bun:sqlite is synchronous: an operation is done before its promise is made, and one that
  * changes several rows is one immediate transaction.
  */
-import { SQLiteError, type Database } from "bun:sqlite";
+import { SQLiteError } from "bun:sqlite";
 import { and, asc, desc, eq, gt, inArray, isNull, lt, lte, ne, or, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/bun-sqlite";
 import { AppError } from "../../errors.ts";
 import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
 import { prepareChanges } from "./changes.ts";
+import { createDurability } from "./durability.ts";
 import { openSqliteFile, openSqliteFileBeside } from "./open.ts";
 import { devices, historyTombstones, invites, linkCodes, syncedHistory, syncedSlots, users } from "./schema.ts";
 import { prepareWrites } from "./writes.ts";
@@ -20,6 +21,8 @@ import { prepareWrites } from "./writes.ts";
 export async function openSqliteStorage(path: string, access: "server" | "command" = "server"): Promise<Storage> {
   const file = access === "server" ? openSqliteFile(path) : openSqliteFileBeside(path);
   const { client } = file;
+  // A command commits once or twice, and may wait for the disk.
+  const durability = access === "server" ? createDurability(client, path) : undefined;
   const db = drizzle({ client });
   const applyWrites = prepareWrites(client);
   const changesAfter = prepareChanges(client, db);
@@ -92,12 +95,17 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     dialect: "sqlite",
     epoch: file.epoch,
 
-    applyWrites: (writes, limits, now) => run(() => applyWrites(writes, limits, now)),
+    applyWrites: (writes, limits, now) =>
+      read(() => {
+        const batch = applyWrites(writes, limits, now);
+        if (batch.accounts.length > 0) durability?.committed();
+        return batch;
+      }),
 
-    changesAfter: (userId, afterSeq, page) => run(() => changesAfter(userId, afterSeq, page)),
+    changesAfter: (userId, afterSeq, page) => read(() => changesAfter(userId, afterSeq, page)),
 
     accountSeqs: (userIds) =>
-      run(() => {
+      read(() => {
         const rows = db
           .select({ id: users.id, seq: users.seq })
           .from(users)
@@ -107,7 +115,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     summary: (userId) =>
-      run(
+      read(
         () =>
           db
             .select({
@@ -122,10 +130,10 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     slots: (userId) =>
-      run(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
+      read(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
 
     history: (userId, { limit, offset, before }) =>
-      run(() => {
+      read(() => {
         const rows =
           before === null
             ? firstHistoryPage.all({ userId, limit, offset })
@@ -134,14 +142,14 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     createUser: (user) =>
-      run(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
+      write(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
 
-    userByEmail: (email) => run(() => oneUser(db.select(userColumns).from(users).where(eq(users.email, email)).get())),
+    userByEmail: (email) => read(() => oneUser(db.select(userColumns).from(users).where(eq(users.email, email)).get())),
 
-    userById: (userId) => run(() => oneUser(db.select(userColumns).from(users).where(eq(users.id, userId)).get())),
+    userById: (userId) => read(() => oneUser(db.select(userColumns).from(users).where(eq(users.id, userId)).get())),
 
     users: (after, limit) =>
-      run(() =>
+      read(() =>
         db
           .select(userColumns)
           .from(users)
@@ -152,7 +160,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     changePassword: (userId, passwordHash, keepDeviceId, now) =>
-      transaction(client, () => {
+      transaction(() => {
         const changed = db
           .update(users)
           .set({ passwordHash, tokenGeneration: sql`${users.tokenGeneration} + 1` })
@@ -174,10 +182,10 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     deleteUser: (userId) =>
-      run(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
+      write(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
 
     registerDevice: (device, maxDevices) =>
-      transaction(client, () => {
+      transaction(() => {
         const account = db.select({ seq: users.seq }).from(users).where(eq(users.id, device.userId)).get();
         if (account === undefined) return null;
         const live = db
@@ -200,7 +208,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     devices: (userId, now) =>
-      run(() =>
+      read(() =>
         db
           .select(deviceColumns)
           .from(devices)
@@ -210,7 +218,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     revokeDevice: (userId, deviceId, now) =>
-      run(
+      write(
         () =>
           db
             .update(devices)
@@ -221,7 +229,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     extendDevice: (userId, deviceId, tokenExpiresAt) =>
-      run(
+      write(
         () =>
           db
             .update(devices)
@@ -232,7 +240,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     tokenState: (userId, deviceId) =>
-      run(() => {
+      read(() => {
         const account = tokenGeneration.get({ userId });
         if (account === undefined) return null;
         return {
@@ -242,7 +250,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     deadAuthors: (authors) =>
-      run(() =>
+      read(() =>
         authors.filter((author) => {
           const account = tokenGeneration.get({ userId: author.userId });
           if (account === undefined || author.tokenGeneration < account.tokenGeneration) return true;
@@ -254,12 +262,12 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       ),
 
     recordPresence: (presences) =>
-      transaction(client, () => {
+      transaction(() => {
         for (const presence of presences) savePresence.run({ ...presence });
       }),
 
     putLinkCode: (code, _now) =>
-      run(() => {
+      write(() => {
         db.insert(linkCodes)
           .values(code)
           .onConflictDoUpdate({ target: linkCodes.userId, set: { ...code, wrongTries: 0 } })
@@ -267,7 +275,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     takeLinkCode: (userId, codeDigest, maxWrongTries, now) =>
-      transaction(client, () => {
+      transaction(() => {
         const code = db.select().from(linkCodes).where(eq(linkCodes.userId, userId)).get();
         if (code === undefined) return null;
         const right = code.codeDigest === codeDigest && code.expiresAt > now;
@@ -282,12 +290,12 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     createInvite: (invite) =>
-      run(() => {
+      write(() => {
         db.insert(invites).values(invite).run();
       }),
 
     createInvitedUser: (user, inviteDigest) =>
-      transaction(client, () => {
+      transaction(() => {
         const invite = db.select().from(invites).where(eq(invites.digest, inviteDigest)).get();
         if (invite === undefined || invite.expiresAt <= user.createdAt) return "invite_invalid";
         const created =
@@ -297,18 +305,44 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         return "created";
       }),
 
-    retain: (userId, now, tombstonesBefore, limit) =>
-      transaction(client, () => retain(userId, now, tombstonesBefore, limit)),
+    retain: (userId, now, tombstonesBefore, limit) => transaction(() => retain(userId, now, tombstonesBefore, limit)),
 
-    foreignChanges: () => run(() => dataVersion.get()?.data_version ?? 0),
+    foreignChanges: () => read(() => dataVersion.get()?.data_version ?? 0),
 
     ping: () =>
-      run(() => {
+      read(() => {
         db.get(sql`SELECT 1`);
       }),
 
-    close: () => run(() => file.close()),
+    close: () =>
+      read(() => {
+        durability?.close();
+        file.close();
+      }),
   };
+
+  /** Nobody hears of what is not durable, not even a reader. */
+  async function read<T>(operation: () => T): Promise<T> {
+    try {
+      const found = operation();
+      await durability?.settled();
+      return found;
+    } catch (error) {
+      throw translate(error);
+    }
+  }
+
+  function write<T>(operation: () => T): Promise<T> {
+    return read(() => {
+      const done = operation();
+      durability?.committed();
+      return done;
+    });
+  }
+
+  function transaction<T>(operation: () => T): Promise<T> {
+    return write(() => client.transaction(operation).immediate());
+  }
 
   function retain(userId: string, now: number, tombstonesBefore: number, limit: number): AccountProgress | null {
     const account = db.select().from(users).where(eq(users.id, userId)).get();
@@ -382,18 +416,6 @@ const oneUser = (user: User | undefined): User | null => user ?? null;
 /** Not revoked, and a token of theirs still counts. */
 function liveDevices(userId: string, now: number) {
   return and(eq(devices.userId, userId), isNull(devices.revokedAt), gt(devices.tokenExpiresAt, now));
-}
-
-async function run<T>(operation: () => T): Promise<T> {
-  try {
-    return operation();
-  } catch (error) {
-    throw translate(error);
-  }
-}
-
-function transaction<T>(client: Database, operation: () => T): Promise<T> {
-  return run(() => client.transaction(operation).immediate());
 }
 
 /** SQLite's result codes (sqlite.org/rescode.html) that say something about the disk or the file, not about our SQL. */

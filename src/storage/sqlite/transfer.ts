@@ -27,7 +27,8 @@ export function openSqliteTransfer(location: string, role: "source" | "target"):
   const isFolder = existsSync(location) && statSync(location).isDirectory();
   const path = isFolder ? join(location, "clipslot.db") : location;
   if (role === "source" && !existsSync(path)) throw new TransferError(`There is no database at ${path}.`);
-  const { client, close } = openSqliteFile(path);
+  const file = openSqliteFile(path);
+  const { client } = file;
   client.run(role === "source" ? "BEGIN" : "BEGIN IMMEDIATE");
 
   return {
@@ -70,7 +71,7 @@ export function openSqliteTransfer(location: string, role: "source" | "target"):
     },
     async [Symbol.asyncDispose]() {
       if (client.inTransaction) client.run("ROLLBACK");
-      close();
+      file.close();
     },
   };
 }

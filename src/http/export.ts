@@ -1,0 +1,82 @@
+/** Everything of an account, as one download. */
+import type { Accounts } from "../accounts/accounts.ts";
+import type { Devices } from "../accounts/devices.ts";
+import type { Config } from "../config.ts";
+import { formatTime } from "../protocol.ts";
+import type { Storage } from "../storage/storage.ts";
+import type { AppContext } from "./context.ts";
+import { deviceToWire } from "./devices.ts";
+import { historyItemToWire } from "./history.ts";
+import type { RateLimits } from "./rate-limits.ts";
+import { slotToWire } from "./slots.ts";
+
+export interface ExportDependencies {
+  config: Config;
+  storage: Pick<Storage, "slots" | "changesAfter">;
+  accounts: Accounts;
+  devices: Devices;
+  limits: RateLimits;
+}
+
+export function exportHandler({ config, storage, accounts, devices, limits }: ExportDependencies) {
+  /**
+   * A JSON object with the account, its devices, its slots and its history, oldest first. It is written while it is
+   * read, a page of history at a time and only as fast as the client takes it, so that an account of any size costs
+   * the server one page. A write that comes meanwhile may be in it or not.
+   */
+  return async (c: AppContext) => {
+    const { userId } = c.var.identity;
+    limits.export(userId);
+    const { user } = await accounts.describe(c.var.identity);
+    const head = {
+      format: "clipslot-export",
+      version: 1,
+      exported_at: formatTime(Date.now()),
+      account: { user_id: user.id, email: user.email, created_at: formatTime(user.createdAt) },
+      devices: (await devices.list(userId)).map(deviceToWire),
+      slots: (await storage.slots(userId)).map(slotToWire),
+    };
+    c.env.server.timeout(c.req.raw, config.http.exportIdleTimeoutSeconds);
+    c.header("Content-Type", "application/json");
+    c.header("Content-Disposition", `attachment; filename="clipslot-export-${head.exported_at.slice(0, 10)}.json"`);
+    return c.body(streamOf(jsonOf(head, history(userId))));
+  };
+
+  /** Live history in pages; changes bound a page's bytes, which history's own pages don't. */
+  async function* history(userId: string): AsyncGenerator<object> {
+    const page = { limit: config.http.exportPageItems, maxBytes: config.http.exportPageBytes };
+    for (let afterSeq = 0, hasMore = true; hasMore;) {
+      const next = await storage.changesAfter(userId, afterSeq, page);
+      for (const change of next.changes) {
+        if (change.kind === "history") yield historyItemToWire(change);
+      }
+      ({ throughSeq: afterSeq, hasMore } = next);
+    }
+  }
+}
+
+/** The text of `{...head, history: [...]}`, piece by piece. */
+async function* jsonOf(head: object, history: AsyncIterable<object>): AsyncGenerator<string> {
+  yield `${JSON.stringify(head).slice(0, -1)},"history":[`;
+  let comma = "";
+  for await (const item of history) {
+    yield `${comma}\n${JSON.stringify(item)}`;
+    comma = ",";
+  }
+  yield "\n]}\n";
+}
+
+/** Asks for the next piece only when the last one was taken. A fault on the way breaks the connection off: half an export is none. */
+function streamOf(pieces: AsyncGenerator<string>): ReadableStream<Uint8Array> {
+  const encoder = new TextEncoder();
+  return new ReadableStream({
+    async pull(controller) {
+      const piece = await pieces.next();
+      if (piece.done === true) controller.close();
+      else controller.enqueue(encoder.encode(piece.value));
+    },
+    async cancel() {
+      await pieces.return(undefined);
+    },
+  });
+}

@@ -1,0 +1,78 @@
+/**
+ * Makes commits durable without stopping the event loop.
+ *
+ * With `synchronous = FULL` SQLite calls fsync inside of COMMIT, and the whole process waits for the disk. So the
+ * commit itself runs with `synchronous = NORMAL` (it writes the log and does not wait), and the log is synced by a
+ * thread while the loop gathers the next batch. The promise is the same ([W1]): nobody hears of a commit before it is
+ * on the disk, neither its writer nor a reader, because reads wait for the commits they may have seen.
+ *
+ * When the log can't be synced, the kernel may have dropped what it could not write and will not say so again
+ * (fsync(2), "EIO"). From then on nothing counts as durable until a checkpoint has written everything to the database
+ * file itself, and started the log anew.
+ */
+import type { Database } from "bun:sqlite";
+import { closeSync, fdatasync, fdatasyncSync, openSync } from "node:fs";
+import { promisify } from "node:util";
+import { AppError } from "../../errors.ts";
+
+const fdatasyncInThread = promisify(fdatasync);
+
+export interface Durability {
+  /** Notes that a transaction has just been committed. */
+  committed(): void;
+  /**
+   * Resolves when all that has been committed so far is on the disk.
+   *
+   * @throws AppError `unavailable` when the disk refuses
+   */
+  settled(): Promise<void>;
+  close(): void;
+}
+
+/** @param path of the database file; its log (sqlite.org/wal.html) lies beside it while the database is open */
+export function createDurability(client: Database, path: string): Durability {
+  client.run("PRAGMA synchronous = NORMAL");
+  const log = openSync(`${path}-wal`, "r+");
+  let commits = 0;
+  let synced = 0;
+  let syncing: Promise<void> | undefined;
+  let suspect = false;
+
+  return {
+    committed() {
+      commits += 1;
+    },
+    async settled() {
+      const target = commits;
+      while (synced < target) {
+        syncing ??= sync().finally(() => {
+          syncing = undefined;
+        });
+        await syncing;
+      }
+    },
+    close() {
+      closeSync(log);
+    },
+  };
+
+  async function sync(): Promise<void> {
+    const target = commits;
+    try {
+      if (suspect) startAnew();
+      else await fdatasyncInThread(log);
+      synced = target;
+    } catch (cause) {
+      suspect = true;
+      throw new AppError("unavailable", "The disk did not take the data.", { cause, retryAfterMs: 2_000 });
+    }
+  }
+
+  /** Checkpoints everything and truncates the log; SQLite syncs both files on the way. */
+  function startAnew(): void {
+    fdatasyncSync(log);
+    const result = client.query<{ busy: number }, []>("PRAGMA wal_checkpoint(TRUNCATE)").get();
+    if (result?.busy !== 0) throw new Error("the log could not be emptied");
+    suspect = false;
+  }
+}

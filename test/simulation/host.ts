@@ -1,0 +1,58 @@
+/** The server under the simulation: in this process, or as a child that can be killed. Many seeds share one. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { startChildServer } from "../child.ts";
+import { startTestServer, type DatabaseKind } from "../harness.ts";
+import { createTestDatabase } from "../postgres.ts";
+import type { Weather } from "./schedule.ts";
+
+export interface Host extends AsyncDisposable {
+  /** Where it listens now: a server that was killed comes back elsewhere. */
+  url(): string;
+  /** Ends the server as the weather has it, and starts it again. One at a time, whoever asks. */
+  restart(): Promise<void>;
+}
+
+/**
+ * @param env for the server, such as a small HISTORY_LIMIT
+ */
+export async function startHost(weather: Weather, database: DatabaseKind, env: Record<string, string>): Promise<Host> {
+  return weather === "kills" ? startKilledHost(database, env) : startRestartedHost(database, env);
+}
+
+async function startRestartedHost(database: DatabaseKind, env: Record<string, string>): Promise<Host> {
+  const server = await startTestServer({ database, env: { ...env, LOG_LEVEL: "warn" } });
+  return {
+    url: () => server.url,
+    restart: oneAtATime(() => server.restart()),
+    [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+  };
+}
+
+async function startKilledHost(database: DatabaseKind, env: Record<string, string>): Promise<Host> {
+  const dataDir = mkdtempSync(join(tmpdir(), "clipslot-simulation-"));
+  const testDatabase = database === "postgres" ? await createTestDatabase() : undefined;
+  const allEnv = { DATA_DIR: dataDir, ...(testDatabase && { DATABASE_URL: testDatabase.url }), ...env };
+  let child = await startChildServer(allEnv);
+  return {
+    url: () => child.url,
+    restart: oneAtATime(async () => {
+      await child.kill("SIGKILL");
+      child = await startChildServer(allEnv);
+    }),
+    async [Symbol.asyncDispose]() {
+      await child.kill("SIGTERM");
+      await testDatabase?.drop();
+      rmSync(dataDir, { recursive: true, force: true });
+    },
+  };
+}
+
+function oneAtATime(act: () => Promise<void>): () => Promise<void> {
+  let last = Promise.resolve();
+  return () => {
+    last = last.then(act);
+    return last;
+  };
+}
