@@ -180,6 +180,8 @@ export type Message = { type: string; [field: string]: any };
 export class TestSocket {
   /** Every message that came, also those taken. */
   readonly received: Message[] = [];
+  /** Called with each message as it comes, for tests that measure. */
+  onMessage: ((message: Message) => void) | undefined;
   /** Resolves when the socket has closed, however it did. */
   readonly closed: Promise<{ code: number; reason: string }>;
   readonly #socket: WebSocket;
@@ -189,7 +191,9 @@ export class TestSocket {
   private constructor(socket: WebSocket) {
     this.#socket = socket;
     socket.addEventListener("message", ({ data }) => {
-      this.received.push(JSON.parse(String(data)));
+      const message: Message = JSON.parse(String(data));
+      this.received.push(message);
+      this.onMessage?.(message);
       this.#wake?.();
     });
     this.closed = new Promise((resolve) => {

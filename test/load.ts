@@ -1,5 +1,13 @@
 /** Writes that keep coming, at a rate of their own and not as fast as they are answered. */
-import { createAccount, createDevice, historyPush, randomBlob, TestSocket, type Connection } from "./harness.ts";
+import {
+  createAccount,
+  createDevice,
+  historyPush,
+  randomBlob,
+  TestSocket,
+  within,
+  type Connection,
+} from "./harness.ts";
 
 const TICK_MS = 10;
 
@@ -33,8 +41,7 @@ export async function startLoad(
   return {
     acknowledged,
     waits,
-    more: (count) =>
-      new Promise((resolve) => goals.push({ count: acknowledged.size + count, reach: resolve })),
+    more: (count) => new Promise((resolve) => goals.push({ count: acknowledged.size + count, reach: resolve })),
     async stop() {
       stopped = true;
       await Promise.all(writing.map(({ ended }) => ended));
@@ -43,6 +50,7 @@ export async function startLoad(
 
   function write(socket: TestSocket) {
     const sentAt = new Map<string, number>();
+    const drained = Promise.withResolvers<void>();
     const sending = (async () => {
       const begun = performance.now();
       for (let sent = 0; !stopped; await Bun.sleep(TICK_MS)) {
@@ -53,17 +61,17 @@ export async function startLoad(
           socket.send({ ...push, ref: push.id });
         }
       }
+      if (sentAt.size > 0) await within(drained.promise, "the last acknowledgements");
+      await socket.close();
     })();
-    const receiving = (async () => {
-      while (!stopped || sentAt.size > 0) {
-        const { type, ref, result } = await socket.next();
-        if (type !== "ack" || result !== "applied") continue;
-        waits.push(performance.now() - (sentAt.get(ref) ?? Number.NaN));
-        sentAt.delete(ref);
-        acknowledged.add(ref);
-        for (const goal of goals) if (acknowledged.size === goal.count) goal.reach();
-      }
-    })();
-    return { ended: Promise.all([sending, receiving]).then(() => socket.close()) };
+    socket.onMessage = ({ type, ref, result }) => {
+      if (type !== "ack" || result !== "applied") return;
+      waits.push(performance.now() - (sentAt.get(ref) ?? Number.NaN));
+      acknowledged.add(ref);
+      for (const goal of goals) if (acknowledged.size === goal.count) goal.reach();
+      sentAt.delete(ref);
+      if (stopped && sentAt.size === 0) drained.resolve();
+    };
+    return { ended: sending };
   }
 }

@@ -27,6 +27,7 @@ import { createSocketHandler } from "../relay/socket.ts";
 import { createSeats } from "../relay/seats.ts";
 import { createUpgrade } from "../relay/upgrade.ts";
 import { awaitStorage } from "../storage/open.ts";
+import { createRetention } from "../sync/retention.ts";
 import { createWriter } from "../sync/writer.ts";
 import { VERSION } from "../version.ts";
 import { UsageError, type Command } from "./command.ts";
@@ -160,13 +161,18 @@ export async function startServer(
       void attempt("look for revoked tokens", hub.recheck);
     },
   );
+  const ending = new AbortController();
+  opening.defer(() => ending.abort());
+  const retention = createRetention({ storage, config, log, onCommit: hub.onCommit, signal: ending.signal });
   const timers = [
     setInterval(() => hub.closeExpired(Date.now()), config.relay.sweepIntervalMs),
     setInterval(() => void attempt("look for changes", hub.look), config.relay.pollIntervalMs),
     setInterval(() => void attempt("look for revoked tokens", hub.recheck), config.relay.recheckIntervalMs),
     setInterval(() => void presence.flush(), config.relay.presenceIntervalMs),
+    setInterval(() => void retention.sweep(Date.now()), config.sync.retentionIntervalMs),
   ];
   opening.defer(() => timers.forEach(clearInterval));
+  void retention.sweep(Date.now());
 
   const resources = opening.move();
   return { url: server.url, metricsUrl: metrics.url, database: storage.dialect, stop };

@@ -1,0 +1,55 @@
+/**
+ * Removes what is past its time, account by account: history with an `expires_at` that has come (told to devices as a
+ * deletion), and tombstones older than `tombstoneLifeMs`, which moves the oldest cursor that can still be served.
+ */
+import type { Config } from "../config.ts";
+import type { Logger } from "../log.ts";
+import type { AccountProgress, Storage } from "../storage/storage.ts";
+
+/** Accounts read at once. */
+const PAGE_ACCOUNTS = 100;
+/** Rows removed in one transaction. */
+const STEP_ROWS = 500;
+
+export interface Retention {
+  /** Goes once over all accounts; resolves when it is through, or the signal says to stop. */
+  sweep(now: number): Promise<void>;
+}
+
+export interface RetentionOptions {
+  storage: Pick<Storage, "users" | "retain">;
+  config: Config;
+  log: Logger;
+  /** Hears of every deletion, as of any other commit. */
+  onCommit: (commits: (AccountProgress & { origins: [] })[]) => void;
+  signal: AbortSignal;
+}
+
+export function createRetention({ storage, config, log, onCommit, signal }: RetentionOptions): Retention {
+  return {
+    async sweep(now) {
+      try {
+        for (let after: string | null = null; ;) {
+          const page = await storage.users(after, PAGE_ACCOUNTS);
+          for (const { id } of page) {
+            if (signal.aborted) return;
+            await sweepAccount(id, now);
+          }
+          after = page.at(-1)?.id ?? null;
+          if (after === null) return;
+        }
+      } catch (error) {
+        log.warn("what is past its time could not be removed; it will be the next time", { error });
+      }
+    },
+  };
+
+  async function sweepAccount(userId: string, now: number): Promise<void> {
+    for (;;) {
+      const progress = await storage.retain(userId, now, now - config.sync.tombstoneLifeMs, STEP_ROWS);
+      if (progress === null || progress.changes.length === 0) return;
+      onCommit([{ ...progress, origins: [] }]);
+      if (progress.changes.length < STEP_ROWS) return;
+    }
+  }
+}
