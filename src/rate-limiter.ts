@@ -19,6 +19,9 @@ export interface Backoff {
   forgetAfterMs: number;
 }
 
+/** What sums of fractions of a millisecond may be off by. */
+const ROUNDING_MS = 0.001;
+
 /** Counts one thing, such as a socket's messages. Takes `cost`, or takes nothing and says in how many milliseconds it would. */
 export type Meter = (cost: number, now?: number) => number;
 
@@ -29,10 +32,10 @@ export type Meter = (cost: number, now?: number) => number;
 export function createMeter({ burst, everyMs }: Rate): Meter {
   let earnedAt = 0;
   return (cost, now = performance.now()) => {
-    const next = Math.max(earnedAt, now) + cost * everyMs;
-    const wait = next - burst * everyMs - now;
-    if (wait > 0) return wait;
-    earnedAt = next;
+    const owed = Math.max(0, earnedAt - now);
+    const wait = owed + (cost - burst) * everyMs;
+    if (wait > ROUNDING_MS) return wait;
+    earnedAt = now + owed + cost * everyMs;
     return 0;
   };
 }

@@ -24,7 +24,7 @@ describe.each([...DATABASES])("an export on %s", (database) => {
     });
     await using server = await startTestServer({ database, adjust });
     const account = await createAccount(server);
-    const device = await createDevice(server, account, 'name "quoted" \u2028');
+    const device = await createDevice(server, account, 'the "old" \u2028 laptop');
     const stranger = await createDevice(server, await createAccount(server));
     await push(server, stranger.token, 2);
     const ids = await push(server, device.token, 10);
@@ -49,7 +49,7 @@ describe.each([...DATABASES])("an export on %s", (database) => {
       version: 1,
       exported_at: expect.any(String),
       account: { user_id: account.userId, email: account.email, created_at: expect.any(String) },
-      devices: [expect.objectContaining({ id: device.id, name: 'name "quoted" \u2028', device_type: "macos" })],
+      devices: [expect.objectContaining({ id: device.id, name: 'the "old" \u2028 laptop', device_type: "macos" })],
       slots: await server.json("GET", "/api/sync/slots", { token: account.token }),
       history: expect.arrayContaining(history),
     });
@@ -102,10 +102,7 @@ describe.each([...DATABASES])("an export on %s", (database) => {
 });
 
 describe.each([...DATABASES])("registration by invite on %s", (database) => {
-  const invited = async () => {
-    const server = await startTestServer({ database, env: { REGISTRATION: "invite" } });
-    return server;
-  };
+  const invited = () => startTestServer({ database, env: { REGISTRATION: "invite" } });
 
   /** As the command does, beside the server. */
   async function invite(server: TestServer, expiresAt = Date.now() + 60_000): Promise<string> {

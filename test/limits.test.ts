@@ -63,7 +63,7 @@ describe.each([...DATABASES])("limits on %s", (database) => {
     expect((await login(server, account.email, account.password, "192.0.2.7")).status).toBe(200);
   });
 
-  test("the wait doubles, and an unknown address waits like a known one", async () => {
+  test("an unknown address waits like a known one", async () => {
     const wrongPasswordsPerAccount = { free: 1, firstWaitMs: 40_000, maxWaitMs: 60_000, forgetAfterMs: 60_000 };
     await using server = await limited(database, { wrongPasswordsPerAccount });
     const { email } = await createAccount(server);
@@ -72,13 +72,7 @@ describe.each([...DATABASES])("limits on %s", (database) => {
       return expectLimited(await login(server, address, "guess"));
     };
     expect([await waits(email), await waits("nobody@example.org")]).toEqual([40, 40]);
-
-    await using brief = await limited(database, {
-      wrongPasswordsPerAccount: { ...wrongPasswordsPerAccount, firstWaitMs: 1 },
-    });
-    for (let guess = 0; guess < 18;) if ((await login(brief, email, "guess")).status === 401) guess += 1;
-    expect(await expectLimited(await login(brief, email, "guess"))).toBeGreaterThan(30);
-  }, 30_000);
+  });
 
   test("guesses that run side by side count each other", async () => {
     await using server = await limited(database);
@@ -161,7 +155,7 @@ describe.each([...DATABASES])("limits on %s", (database) => {
       expect(await flood.sendForAnswer(historyPush(randomBlob()))).toMatchObject({ type: "ack", result: "applied" });
     }
     const refused = await flood.sendForAnswer(slotUpdate(1, randomBlob()));
-    expect(refused).toMatchObject({ type: "error", code: "rate_limited", retry_after_ms: expect.any(Number) });
+    expect(refused).toMatchObject({ type: "error", code: "rate_limited" });
     expect(refused["retry_after_ms"]).toBeWithin(1, 30_001);
     for (let count = 0; count < 10; count += 1) flood.send("{}");
     expect((await within(flood.closed, "the socket to close", 2_000)).code).toBe(1008);
@@ -219,13 +213,10 @@ describe.each([...DATABASES])("limits on %s", (database) => {
     const account = await createAccount(server);
     const device = await createDevice(server, account);
     const socket = await TestSocket.open(server, device.token, "&protocol=2");
-    const acks = Array.from({ length: 1_000 }, () => socket.sendForAnswer(historyPush(randomBlob(1_000))));
-    socket.send({ ...slotUpdate(1, randomBlob()), ref: "last" });
-    expect(await socket.nextWhere((message) => message["ref"] === "last")).toMatchObject({ type: "ack" });
-    expect(acks).toHaveLength(1_000);
+    for (let count = 0; count < 1_000; count += 1) socket.send(historyPush(randomBlob(1_000)));
+    expect(await socket.sendForAnswer(slotUpdate(1, randomBlob()))).toMatchObject({ type: "ack", result: "applied" });
     expect(socket.received.filter(({ type }) => type === "error")).toEqual([]);
     await socket.close();
-    await Promise.allSettled(acks);
   });
 });
 

@@ -124,6 +124,16 @@ export class RawSocket {
     );
   }
 
+  /** Bytes as they are: frames that no library would send. */
+  write(bytes: Uint8Array): void {
+    this.#socket.write(bytes);
+  }
+
+  /** Stops reading, so that the server's buffers fill. */
+  stall(): void {
+    this.#socket.pause();
+  }
+
   /** Asks something that is answered at once: what the server has sent to this socket by now has come when this resolves. */
   async settle(): Promise<void> {
     const ref = crypto.randomUUID();

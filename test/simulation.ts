@@ -189,7 +189,8 @@ async function assemble(schedule: Schedule, host: Host, note: (line: string) => 
     if (plan === undefined || proxy === undefined) throw new Error(`there is no device ${index}`);
     const name = `device ${index} (${plan.kind})`;
     const answer = await ask(host.url, "POST", "/api/auth/device", { token, body: { name, device_type: plan.kind } });
-    const options = { proxy, token: answer.body.token, now: () => Date.now() + plan.clockOffsetMs, random };
+    const now = () => Date.now() + plan.clockOffsetMs;
+    const options = { proxy, token: answer.body.token, now, random, insists: plan.insists };
     const device = await (plan.kind === "old" ? startOldDevice : startNewDevice)(world, name, options);
     devices.set(index, device);
     return device;
@@ -281,7 +282,9 @@ async function assemble(schedule: Schedule, host: Host, note: (line: string) => 
     await Promise.all(olds.map((device) => device.settle({ type: "history_delete", id: crypto.randomUUID() })));
     // The last change of all: whoever has it has what was before it.
     const marker = crypto.randomUUID();
-    const body = { id: marker, encrypted_blob: newContent(`marker ${marker}`, 60), content_hash: marker };
+    const newest = new Date(Date.now() + 59_000).toISOString(); // or it may be the first to be evicted
+    const content = newContent(`marker ${marker}`, 60);
+    const body = { id: marker, encrypted_blob: content, content_hash: marker, created_at: newest };
     await ask(host.url, "POST", "/api/sync/history", { token, body });
     const truth = await readTruth(world, cursor);
     const hasAll = (device: Device) =>

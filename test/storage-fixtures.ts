@@ -1,4 +1,5 @@
 /** Accounts and writes for the tests of storage. */
+import type { PostgresOptions } from "../src/storage/postgres/storage.ts";
 import type {
   AppliedBatch,
   Author,
@@ -47,7 +48,15 @@ export function newUser(fields: { id?: string; email?: string } = {}) {
 }
 
 export function newDevice(userId: string, fields: { id?: string; createdAt?: number; tokenExpiresAt?: number } = {}) {
-  return { userId, id: uuid(), name: "laptop", deviceType: "macos", createdAt: NOW, tokenExpiresAt: FAR_OFF, ...fields };
+  return {
+    userId,
+    id: uuid(),
+    name: "laptop",
+    deviceType: "macos",
+    createdAt: NOW,
+    tokenExpiresAt: FAR_OFF,
+    ...fields,
+  };
 }
 
 /** Canonical base64 of a text, which stands for a blob. */
@@ -82,7 +91,11 @@ export function apply(storage: Storage, writes: readonly Write[], limits: Partia
 }
 
 /** Applies one write. */
-export async function applyOne(storage: Storage, write: Write, limits: Partial<WriteLimits> = {}): Promise<WriteOutcome> {
+export async function applyOne(
+  storage: Storage,
+  write: Write,
+  limits: Partial<WriteLimits> = {},
+): Promise<WriteOutcome> {
   const [outcome] = (await apply(storage, [write], limits)).outcomes;
   if (outcome === undefined) throw new Error("a write had no outcome");
   return outcome;
@@ -91,7 +104,7 @@ export async function applyOne(storage: Storage, write: Write, limits: Partial<W
 /** Every change of the account, read page by page. */
 export async function allChanges(storage: Storage, userId: string, afterSeq = 0): Promise<Change[]> {
   const changes: Change[] = [];
-  for (let after = afterSeq; ; ) {
+  for (let after = afterSeq; ;) {
     const page = await storage.changesAfter(userId, after, { limit: 100, maxBytes: 1_000_000 });
     changes.push(...page.changes);
     if (!page.hasMore) return changes;
@@ -105,4 +118,17 @@ export const results = ({ outcomes }: AppliedBatch): string[] => outcomes.map(({
 export function seqOf(outcome: WriteOutcome | undefined): number {
   if (outcome === undefined || !("seq" in outcome)) throw new Error(`no seq: ${outcome?.result ?? "no outcome"}`);
   return outcome.seq;
+}
+
+export function postgresOptions(url: string, fields: Partial<PostgresOptions> = {}): PostgresOptions {
+  return {
+    url,
+    directUrl: url,
+    pooled: false,
+    poolSize: 8,
+    connectTimeoutSeconds: 5,
+    statementTimeoutMs: 10_000,
+    queryTimeoutMs: 12_000,
+    ...fields,
+  };
 }

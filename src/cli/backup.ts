@@ -1,5 +1,6 @@
 /** Backups of a running server on SQLite. */
 import { existsSync } from "node:fs";
+import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import { loadConfig } from "../config.ts";
 import { sqlitePath } from "../storage/open.ts";
@@ -30,6 +31,8 @@ Keep a copy of jwt-secret from DATA_DIR too (or of JWT_SECRET): without it every
     const path = sqlitePath(config);
     if (!existsSync(path))
       throw new OperatorError(`There is no database at ${path}. Set DATA_DIR as the server has it.`);
+    // The server beside us comes first.
+    setPriority(constants.priority.PRIORITY_LOW);
     const { backupSqlite } = await import("../storage/sqlite/backup.ts");
     const bytes = await backupSqlite(path, target, (step, done, total) => {
       io.progress.at(step === "copying" ? `Copying: ${percent(done, total)}` : "Checking the copy");

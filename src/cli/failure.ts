@@ -16,6 +16,7 @@ const PLAIN = new Set([
 const SYSTEM: Record<string, (path: string) => string> = {
   EADDRINUSE: () => "The port is in use by another program: stop it, or set PORT.",
   EACCES: (path) => `Permission denied${path}: run as the user who owns it, or choose another place.`,
+  ENOENT: (path) => `There is no such file or folder${path}.`,
   EROFS: (path) => `The file system is read-only${path}.`,
   ENOSPC: (path) => `The disk is full${path}.`,
 };

@@ -143,6 +143,8 @@ export async function startServer(
     // The application refuses what is too large with words of its own; this is for what it never sees.
     maxRequestBodySize: config.http.refusableBodyBytes,
     development: false,
+    // Outside of development Bun shares a port with whoever asks, and the system deals requests out to both.
+    reusePort: false,
     websocket: createSocketHandler({ config, hub, seats, writer, log, metrics, epoch: storage.epoch }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),
   });

@@ -202,6 +202,7 @@ function listen(registry: Registry, hostname: string, port: number) {
       hostname,
       port,
       development: false,
+      reusePort: false,
       routes: {
         "/metrics": {
           GET: async () =>

@@ -1,7 +1,9 @@
 /**
  * A device of protocol 1, as the shipped client is: it applies every slot_updated in the order of arrival whatever it
  * says, knows no seq, no cursor and no answer, and ignores what it does not know. When its connection broke it sends
- * once more what it had last sent of each slot, and the items it had pushed, as they were: they may not have arrived.
+ * once more what it had last sent of each slot, and the items it had pushed, with the same timestamps and ids: they may
+ * not have arrived. If it has been sent another content of the slot since, it leaves it at that, or (`insists`) shows
+ * and sends its own again.
  */
 import type { Message } from "../harness.ts";
 import type { Proxy } from "../proxy.ts";
@@ -11,12 +13,20 @@ import { ask, type World } from "./world.ts";
 type SlotUpdate = { type: "slot_update"; slot_number: number; encrypted_blob: string; timestamp: number };
 type HistoryPush = { type: "history_push"; id: string; encrypted_blob: string; content_hash: string };
 
+export interface OldDeviceOptions {
+  proxy: Proxy;
+  token: string;
+  now: () => number;
+  random: Random;
+  insists: boolean;
+}
+
 export type OldDevice = Awaited<ReturnType<typeof startOldDevice>>;
 
 export async function startOldDevice(
   world: World,
   name: string,
-  { proxy, token, now, random }: { proxy: Proxy; token: string; now: () => number; random: Random },
+  { proxy, token, now, random, insists }: OldDeviceOptions,
 ) {
   const slots = new Map<number, string>();
   const history = new Set<string>();
@@ -96,11 +106,16 @@ export async function startOldDevice(
     opening.onopen = () => {
       isOpen = true;
       world.note(`${name} is connected`);
-      for (const [key, message] of unsent) {
+      const again = unsent;
+      unsent = new Map();
+      for (const [key, message] of again) {
+        if (message.type === "slot_update" && slots.get(message.slot_number) !== message.encrypted_blob) {
+          if (!insists) continue;
+          slots.set(message.slot_number, message.encrypted_blob);
+        }
         sent.set(key, message);
         opening.send(JSON.stringify(message));
       }
-      unsent = new Map();
       wake();
     };
     opening.onmessage = ({ data }) => {

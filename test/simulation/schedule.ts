@@ -19,6 +19,8 @@ export interface DevicePlan {
   kind: "old" | "new";
   /** How wrong its clock is. */
   clockOffsetMs: number;
+  /** An old device sends once more what it wrote, also when it has been sent another content since. */
+  insists: boolean;
 }
 
 export type Step =
@@ -63,7 +65,8 @@ export function createSchedule(seed: number): Schedule {
   const random = createRandom(seed);
   const weather = weatherOf(seed);
   const devices = Array.from({ length: 2 + below(random, 3) }, (): DevicePlan => {
-    return { kind: random() < 0.5 ? "old" : "new", clockOffsetMs: drawClockOffset(random) };
+    const kind = random() < 0.5 ? "old" : "new";
+    return { kind, clockOffsetMs: drawClockOffset(random), insists: random() < 0.5 };
   });
   const steps = Array.from({ length: 15 + below(random, 30) }, () => drawStep(random, devices));
   if (weather !== "steady") {

