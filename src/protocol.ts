@@ -13,19 +13,24 @@ export const NIL_UUID = "00000000-0000-0000-0000-000000000000";
 export const uuid = z
   .string()
   .regex(/^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$/i, "must be a UUID")
-  .toLowerCase();
+  .toLowerCase()
+  .meta({ format: "uuid" });
 
 /** NUL and lone surrogates can't be stored as text; other control characters have no place in a name. */
 const cleanText = (text: string) => text.isWellFormed() && !/\p{Cc}/u.test(text);
 
 /** Milliseconds since 1970 ([W3]). */
-export const timestamp = z.int("must be a whole number of milliseconds since 1970").positive("must be above 0");
+export const timestamp = z
+  .int("must be a whole number of milliseconds since 1970")
+  .positive("must be above 0")
+  .describe("When it was copied, in milliseconds since 1970.");
 
 /** A time outside a `timestamp` field: RFC 3339 in, milliseconds inside, RFC 3339 in UTC out. */
 export const time = z.iso
   .datetime({ offset: true, error: "must be an RFC 3339 time" })
   .transform((text) => Date.parse(text))
-  .pipe(z.int().positive());
+  .pipe(z.int().positive())
+  .meta({ format: "date-time" });
 
 export const formatTime = (milliseconds: number): string => new Date(milliseconds).toISOString();
 
@@ -39,42 +44,65 @@ export function base64ByteLength(text: string): number | null {
   return bytes.toString("base64") === text ? bytes.length : null;
 }
 
+/** The query of the socket's address. */
+export const socketQuery = z.object({
+  protocol: z.enum(["1", "2"], { error: "must be 1 or 2" }).default("1"),
+  cursor: z.string().max(128).optional().describe("Protocol 2: send what is newer than this."),
+  token: z.string().optional().describe("For clients that can set no header."),
+});
+
 export type Protocol = ReturnType<typeof createProtocol>;
 
 /** Builds the schemas; some bounds are settings. */
 export function createProtocol(config: Config) {
-  const blob = z.string().check((context) => {
-    const length = base64ByteLength(context.value);
-    const fault =
-      length === null
-        ? "must be base64: standard alphabet, padded, canonical"
-        : length === 0
-          ? "must not be empty"
-          : length > config.maxBlobBytes
-            ? `must be at most ${config.maxBlobBytes} bytes`
-            : undefined;
-    if (fault !== undefined) {
-      context.issues.push({
-        code: "custom",
-        message: fault,
-        input: context.value,
-        params: { tooLarge: (length ?? 0) > config.maxBlobBytes },
-      });
-    }
-  });
+  const blob = z
+    .string()
+    .check((context) => {
+      const length = base64ByteLength(context.value);
+      const fault =
+        length === null
+          ? "must be base64: standard alphabet, padded, canonical"
+          : length === 0
+            ? "must not be empty"
+            : length > config.maxBlobBytes
+              ? `must be at most ${config.maxBlobBytes} bytes`
+              : undefined;
+      if (fault !== undefined) {
+        context.issues.push({
+          code: "custom",
+          message: fault,
+          input: context.value,
+          params: { tooLarge: (length ?? 0) > config.maxBlobBytes },
+        });
+      }
+    })
+    .meta({
+      description: "Ciphertext in base64: standard alphabet, padded, canonical.",
+      contentEncoding: "base64",
+      minLength: 4,
+      maxLength: Math.ceil(config.maxBlobBytes / 3) * 4,
+    });
   const slotRange = `must be a whole number from 1 to ${config.sync.slotCount}`;
   const slotNumber = z.int(slotRange).min(1, slotRange).max(config.sync.slotCount, slotRange);
   const contentHash = z
     .string()
     .regex(/^[A-Za-z0-9+/=_:.-]+$/, "may hold letters, digits and + / = _ : . -")
-    .max(config.sync.contentHashMaxLength);
-  const ref = z.string().max(config.sync.refMaxLength);
+    .max(config.sync.contentHashMaxLength)
+    .describe("What makes two items of an account the same.");
+  const ref = z.string().max(config.sync.refMaxLength).describe("Comes back in the answer to this message.").optional();
+  const baseSeq = z
+    .int()
+    .nonnegative()
+    .describe(
+      "The seq of the slot's content that this replaces: if it still stands, this wins whatever the clocks say.",
+    )
+    .optional();
   const historyItem = z.object({
     id: uuid,
     encrypted_blob: blob,
     content_hash: contentHash,
-    created_at: time.optional(),
-    expires_at: time.optional(),
+    created_at: time.optional().describe("When it was copied; left out: now."),
+    expires_at: time.optional().describe("When it is to be removed, everywhere."),
   });
   const password = z
     .string()
@@ -97,7 +125,7 @@ export function createProtocol(config: Config) {
     registration: z.object({
       email: email.pipe(z.email("must be an e-mail address")),
       password: newPassword,
-      invite: z.string().max(128).optional(),
+      invite: z.string().max(128).optional().describe("Needed where registration is by invitation."),
     }),
     device: z.object({
       name: name(config.auth.deviceNameMaxLength),
@@ -105,8 +133,8 @@ export function createProtocol(config: Config) {
     }),
     slotPut: z.object({
       encrypted_blob: blob,
-      timestamp: timestamp.nullish(),
-      base_seq: z.int().nonnegative().optional(),
+      timestamp: timestamp.nullish().describe("When it was copied; left out, this wins over whatever stands there."),
+      base_seq: baseSeq,
     }),
     /** The path's `:number`. */
     slotNumber: z
@@ -119,10 +147,10 @@ export function createProtocol(config: Config) {
     historyQuery: z.object({
       limit: queryInteger(1, config.sync.historyPageItemsMax).default(config.sync.historyPageItems),
       offset: queryInteger(0, Number.MAX_SAFE_INTEGER).default(0),
-      before: z.string().max(128).optional(),
+      before: z.string().max(128).optional().describe("From the Link of an earlier page; in place of offset."),
     }),
     changesQuery: z.object({
-      cursor: z.string().max(128).optional(),
+      cursor: z.string().max(128).optional().describe("From an earlier answer; left out: from the beginning."),
       limit: queryInteger(1, config.sync.changesPageItemsMax).default(config.sync.changesPageItems),
     }),
     passwordChange: z.object({ current_password: password, new_password: newPassword }),
@@ -138,18 +166,18 @@ export function createProtocol(config: Config) {
         slot_number: slotNumber,
         encrypted_blob: blob,
         timestamp,
-        base_seq: z.int().nonnegative().optional(),
-        ref: ref.optional(),
+        base_seq: baseSeq,
+        ref,
       }),
       z.object({
         type: z.literal("slot_clear"),
         slot_number: slotNumber,
         timestamp,
-        base_seq: z.int().nonnegative().optional(),
-        ref: ref.optional(),
+        base_seq: baseSeq,
+        ref,
       }),
-      historyItem.extend({ type: z.literal("history_push"), ref: ref.optional() }),
-      z.object({ type: z.literal("history_delete"), id: uuid, ref: ref.optional() }),
+      historyItem.extend({ type: z.literal("history_push"), ref }),
+      z.object({ type: z.literal("history_delete"), id: uuid, ref }),
     ]),
   };
 }
@@ -161,7 +189,7 @@ function queryInteger(min: number, max: number) {
     .string()
     .regex(/^\d{1,15}$/, "must be a whole number")
     .transform(Number)
-    .pipe(z.number().min(min).max(max));
+    .pipe(z.int().min(min).max(max));
 }
 
 /** The message that tells a device of a change: the same object on a socket and in GET /api/sync/changes. */

@@ -55,7 +55,14 @@ export async function setStage(database: DatabaseKind, options: TestServerOption
     async expectUnharmed() {
       expect(await state()).toEqual(before);
       expect(await bystanders.slowestMs()).toBeLessThan(BYSTANDER_MAX_MS);
-      expectCleanLog(server, [victim.password, attacker.password, victim.token, victimDevice.token, attackerDevice.token, blob]);
+      expectCleanLog(server, [
+        victim.password,
+        attacker.password,
+        victim.token,
+        victimDevice.token,
+        attackerDevice.token,
+        blob,
+      ]);
     },
     async [Symbol.asyncDispose]() {
       await bystanders.stop();

@@ -129,11 +129,6 @@ export class RawSocket {
     this.#socket.write(bytes);
   }
 
-  /** Stops reading, so that the server's buffers fill. */
-  stall(): void {
-    this.#socket.pause();
-  }
-
   /** Asks something that is answered at once: what the server has sent to this socket by now has come when this resolves. */
   async settle(): Promise<void> {
     const ref = crypto.randomUUID();

@@ -1,13 +1,77 @@
+/** The two storages, each against the contract and both against each other. */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import fc from "fast-check";
 import { openPostgresStorage } from "../src/storage/postgres/storage.ts";
 import { openSqliteStorage } from "../src/storage/sqlite/storage.ts";
+import type { Storage } from "../src/storage/storage.ts";
 import { createTestDatabase } from "./postgres.ts";
 import { storageContract } from "./storage-contract.ts";
-import { postgresOptions } from "./storage-fixtures.ts";
+import { type DrawnWrite, sharedView, someWrite, writeOf } from "./storage-contract/some-writes.ts";
+import { allChanges, apply, createAccount, postgresOptions, uuid } from "./storage-fixtures.ts";
 
-storageContract("sqlite", async () => {
+const START_DEADLINE_MS = 30_000;
+const PROPERTY_DEADLINE_MS = 90_000;
+
+storageContract("sqlite", openSqlite);
+storageContract("postgres", () => openPostgres());
+// Without what a transaction pooler can't do: named prepared statements, settings of a session.
+storageContract("postgres, as through a pooler", () => openPostgres({ pooled: true }));
+
+describe("sqlite and postgres", () => {
+  const opened: { storage: Storage; cleanup: () => Promise<void> }[] = [];
+  beforeAll(async () => {
+    opened.push(await openSqlite(), await openPostgres());
+  }, START_DEADLINE_MS);
+  afterAll(() => Promise.all(opened.map(({ cleanup }) => cleanup())));
+
+  test(
+    "the same batches have the same outcomes and the same end",
+    async () => {
+      const batches = fc.array(fc.array(someWrite, { minLength: 1, maxLength: 10 }), { minLength: 1, maxLength: 6 });
+      const limits = fc.record({
+        accountBytes: fc.integer({ min: 60, max: 400 }),
+        historyItems: fc.integer({ min: 1, max: 3 }),
+      });
+      await fc.assert(
+        fc.asyncProperty(batches, limits, async (drawn, limit) => {
+          const ids = Array.from({ length: 4 }, uuid);
+          const [sqlite, postgres] = await Promise.all(opened.map(({ storage }) => run(storage, drawn, ids, limit)));
+          if (sqlite === undefined) throw new Error("two storages were opened");
+          expect(postgres).toEqual(sqlite);
+        }),
+        { numRuns: 80 },
+      );
+    },
+    PROPERTY_DEADLINE_MS,
+  );
+
+  async function run(
+    storage: Storage,
+    drawn: readonly DrawnWrite[][],
+    ids: readonly string[],
+    limits: { accountBytes: number; historyItems: number },
+  ) {
+    const account = await createAccount(storage);
+    const seqs: number[] = [];
+    const told: unknown[] = [];
+    for (const batch of drawn) {
+      const writes = batch.map((draw) => writeOf(draw, account, ids, seqs));
+      const { outcomes, accounts } = await apply(storage, writes, limits);
+      const changes = accounts.flatMap((progress) => progress.changes);
+      seqs.push(...changes.map(({ seq }) => seq));
+      const view = sharedView(account, seqs);
+      told.push(outcomes.map(view.outcome), changes.map(view.change));
+    }
+    const changes = await allChanges(storage, account.userId);
+    const summary = await storage.summary(account.userId);
+    return { told, changes: changes.map(sharedView(account, seqs).change), summary: { ...summary, seq: 0 } };
+  }
+});
+
+async function openSqlite() {
   const folder = await mkdtemp(join(tmpdir(), "clipslot-storage-"));
   const storage = await openSqliteStorage(join(folder, "clipslot.db"));
   return {
@@ -17,14 +81,9 @@ storageContract("sqlite", async () => {
       await rm(folder, { recursive: true, force: true });
     },
   };
-});
+}
 
-storageContract("postgres", () => openPostgres(false));
-
-// What a transaction pooler can't do is left out: named prepared statements, settings of a session.
-storageContract("postgres, as through a pooler", () => openPostgres(true));
-
-async function openPostgres(pooled: boolean) {
+async function openPostgres({ pooled = false } = {}) {
   const database = await createTestDatabase();
   const storage = await openPostgresStorage(postgresOptions(database.url, { pooled }));
   return {

@@ -50,6 +50,9 @@ export interface AccountsOptions {
 }
 
 export function createAccounts({ config, storage, passwords, tokens, sessions }: AccountsOptions): Accounts {
+  /** What ends tokens of an account, while it runs. */
+  const turns = new Map<string, Promise<unknown>>();
+
   return {
     async register(givenEmail, password, invite) {
       if (config.registration === "closed")
@@ -87,15 +90,12 @@ export function createAccounts({ config, storage, passwords, tokens, sessions }:
     async changePassword(identity, currentPassword, newPassword) {
       await confirmPassword(identity, currentPassword);
       const passwordHash = await passwords.hash(newPassword);
-      await sessions.confirm(identity);
-      const tokenGeneration = await storage.changePassword(
-        identity.userId,
-        passwordHash,
-        identity.deviceId,
-        Date.now(),
-      );
-      if (tokenGeneration === null) throw deadToken();
-      sessions.end({ userId: identity.userId, deviceId: null, tokenGeneration });
+      const tokenGeneration = await inTurn(identity, async ({ userId, deviceId }) => {
+        const generation = await storage.changePassword(userId, passwordHash, deviceId, Date.now());
+        if (generation === null) throw deadToken();
+        sessions.end({ userId, deviceId: null, tokenGeneration: generation });
+        return generation;
+      });
       if (identity.deviceId !== null)
         await storage.extendDevice(identity.userId, identity.deviceId, tokens.deviceTokenEnd(Date.now()));
       return tokens.issue({ ...identity, tokenGeneration });
@@ -103,11 +103,28 @@ export function createAccounts({ config, storage, passwords, tokens, sessions }:
 
     async remove(identity, password) {
       await confirmPassword(identity, password);
-      await sessions.confirm(identity);
-      await storage.deleteUser(identity.userId);
-      sessions.end({ userId: identity.userId, deviceId: null, tokenGeneration: null });
+      await inTurn(identity, async ({ userId }) => {
+        await storage.deleteUser(userId);
+        sessions.end({ userId, deviceId: null, tokenGeneration: null });
+      });
     },
   };
+
+  /** One after the other for each account, and only while the token counts: of two changes that race, the second one's has ended with the first. */
+  async function inTurn<Result>(identity: Identity, act: (identity: Identity) => Promise<Result>): Promise<Result> {
+    const { userId } = identity;
+    const before = turns.get(userId);
+    const turn = (async () => {
+      await before?.catch(() => {});
+      return act(await sessions.confirm(identity));
+    })();
+    turns.set(userId, turn);
+    try {
+      return await turn;
+    } finally {
+      if (turns.get(userId) === turn) turns.delete(userId);
+    }
+  }
 
   async function signIn(userId: string, tokenGeneration: number): Promise<SignedIn> {
     return { userId, token: await tokens.issue({ userId, deviceId: null, tokenGeneration }) };

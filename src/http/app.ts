@@ -11,6 +11,7 @@ import { authHandlers, type AuthDependencies } from "./auth.ts";
 import { changeHandlers, type ChangeDependencies } from "./changes.ts";
 import type { AppEnv, AppMiddleware } from "./context.ts";
 import { deviceHandlers, type DeviceDependencies } from "./devices.ts";
+import { docsHandlers, type DocsDependencies } from "./docs.ts";
 import { createErrorHandler, errorResponse } from "./errors.ts";
 import { exportHandler, type ExportDependencies } from "./export.ts";
 import { historyHandlers, type HistoryDependencies } from "./history.ts";
@@ -25,6 +26,7 @@ export type AppDependencies = AuthDependencies &
   HistoryDependencies &
   ChangeDependencies &
   ExportDependencies &
+  DocsDependencies &
   OpsDependencies & { log: Logger; metrics: Pick<Metrics, "answered" | "rejected">; upgrade: Upgrade };
 
 export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
@@ -36,11 +38,12 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   const history = historyHandlers(dependencies);
   const changes = changeHandlers(dependencies);
   const ops = opsHandlers(dependencies);
+  const docs = docsHandlers(dependencies);
 
   const app = new Hono<AppEnv>();
   app.onError(createErrorHandler(log));
   app.notFound((c) => errorResponse(c, new AppError("not_found", "There is nothing at this address.")));
-  app.use(requestLog(log, metrics), answerHeaders());
+  app.use(requestLog(log, metrics), answerHeaders(), contentPolicy);
   app.use("/api/*", neverKept);
   if (config.corsOrigins.length > 0) app.use("/api/*", browserAccess(config.corsOrigins));
   app.use(
@@ -79,6 +82,8 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
     return new Response(null, { status: 101 });
   });
 
+  app.get("/api-docs/openapi.json", docs.document);
+  app.get("/docs", docs.page);
   app.get("/api/info", ops.info);
   app.get("/healthz", ops.alive);
   app.get("/readyz", ops.ready);
@@ -91,7 +96,6 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
  */
 function answerHeaders(): AppMiddleware {
   return secureHeaders({
-    contentSecurityPolicy: { defaultSrc: ["'none'"], frameAncestors: ["'none'"] },
     crossOriginOpenerPolicy: false,
     originAgentCluster: false,
     removePoweredBy: false,
@@ -103,6 +107,15 @@ function answerHeaders(): AppMiddleware {
     xXssProtection: false,
   });
 }
+
+/** The one page there is brings its own. */
+const contentPolicy: AppMiddleware = async (c, next) => {
+  await next();
+  const { headers } = c.res;
+  if (!headers.has("Content-Security-Policy")) {
+    headers.set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'");
+  }
+};
 
 /** Answers hold tokens and clips: no cache on the way keeps them (RFC 9111 §5.2.2.5). */
 const neverKept: AppMiddleware = async (c, next) => {

@@ -89,11 +89,12 @@ export function createSocketHandler({
   }
 
   function receive(socket: Socket, frame: string | Buffer): void {
+    const retryAfterMs = floodWaitMs(socket, frame.length);
     let json: unknown;
     let message: ClientMessage;
     try {
       json = parseFrame(frame);
-      refuseFlood(socket, frame.length);
+      if (retryAfterMs > 0) throw new AppError("rate_limited", "Too many messages; slow down.", { retryAfterMs });
       message = validate(clientMessage, json, "The message");
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
@@ -114,12 +115,6 @@ export function createSocketHandler({
         data.inFlight -= 1;
         if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
       });
-  }
-
-  /** @throws AppError `rate_limited` */
-  function refuseFlood(socket: Socket, bytes: number): void {
-    const retryAfterMs = floodWaitMs(socket, bytes);
-    if (retryAfterMs > 0) throw new AppError("rate_limited", "Too many messages; slow down.", { retryAfterMs });
   }
 
   /** 0: the frame may pass; else in how many milliseconds it might. Who goes on and on is cut off. */

@@ -4,8 +4,10 @@ import type { Sessions } from "../accounts/sessions.ts";
 import { deadToken } from "../accounts/tokens.ts";
 import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
+import { socketQuery } from "../protocol.ts";
 import type { Storage } from "../storage/storage.ts";
 import { resumeAt, type Cursor, type ResyncReason } from "../sync/cursor.ts";
+import { validate } from "../validate.ts";
 import { createFloodGuard } from "./flood.ts";
 import type { SocketData } from "./hub.ts";
 import type { Seats } from "./seats.ts";
@@ -36,11 +38,11 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
       throw new AppError("upgrade_required", "This address speaks WebSocket only.");
     }
     refuseForeignOrigin(request);
-    const query = new URL(request.url).searchParams;
-    const { token, subprotocol } = findToken(request, query);
-    const protocol = readProtocol(query.get("protocol"));
+    const query = validate(socketQuery, Object.fromEntries(new URL(request.url).searchParams), "The query");
+    const { token, subprotocol } = findToken(request, query.token);
+    const protocol = query.protocol === "2" ? 2 : 1;
     const cursor =
-      protocol === 2 ? await readCursor((await sessions.authenticate(token)).userId, query.get("cursor")) : undefined;
+      protocol === 2 ? await readCursor((await sessions.authenticate(token)).userId, query.cursor) : undefined;
     // The last await: what is revoked after it finds the socket in the hub.
     const { identity, state } = await sessions.open(token);
     const { userId, deviceId, tokenGeneration, expiresAt } = identity;
@@ -81,27 +83,23 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
     throw new AppError("origin_forbidden", "This origin may not connect.");
   }
 
-  async function readCursor(userId: string, text: string | null): Promise<Cursor | { resync: ResyncReason }> {
+  async function readCursor(userId: string, text: string | undefined): Promise<Cursor | { resync: ResyncReason }> {
     const account = await storage.summary(userId);
     if (account === null) throw deadToken();
-    return resumeAt(text === null || text === "" ? undefined : text, storage.epoch, account);
+    return resumeAt(text === "" ? undefined : text, storage.epoch, account);
   }
 }
 
-function readProtocol(text: string | null): 1 | 2 {
-  if (text === null || text === "1") return 1;
-  if (text === "2") return 2;
-  throw new AppError("bad_request", "protocol: must be 1 or 2.");
-}
-
-function findToken(request: Request, query: URLSearchParams): { token: string; subprotocol: string | undefined } {
+function findToken(
+  request: Request,
+  queryToken: string | undefined,
+): { token: string; subprotocol: string | undefined } {
   const [first, second] = (request.headers.get("sec-websocket-protocol") ?? "").split(",").map((part) => part.trim());
   if (first === SUBPROTOCOL && second !== undefined && second !== "")
     return { token: second, subprotocol: SUBPROTOCOL };
   const [scheme, bearer] = (request.headers.get("authorization") ?? "").split(" ");
   if (scheme?.toLowerCase() === "bearer" && bearer !== undefined && bearer !== "")
     return { token: bearer, subprotocol: undefined };
-  const token = query.get("token");
-  if (token !== null && token !== "") return { token, subprotocol: undefined };
+  if (queryToken !== undefined && queryToken !== "") return { token: queryToken, subprotocol: undefined };
   throw new AppError("token_missing", "A token is missing or has expired.");
 }

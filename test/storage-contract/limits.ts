@@ -1,14 +1,12 @@
 /** What an account may hold, and that the grouping of writes never shows. */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import type { Change, Write, WriteOutcome } from "../../src/storage/storage.ts";
+import type { Write, WriteOutcome } from "../../src/storage/storage.ts";
 import type { UnderTest } from "../storage-contract.ts";
 import {
-  type Account,
   allChanges,
   apply,
   applyOne,
-  blobOf,
   blobOfBytes,
   createAccount,
   deletion,
@@ -18,6 +16,7 @@ import {
   slot,
   uuid,
 } from "../storage-fixtures.ts";
+import { appliedSeqs, sharedView, someWrite, writeOf } from "./some-writes.ts";
 
 const PROPERTY_DEADLINE_MS = 90_000;
 
@@ -146,34 +145,27 @@ export function limitsContract(storage: UnderTest): void {
         await fc.assert(
           fc.asyncProperty(writes, writes, fc.integer({ min: 60, max: 400 }), async (earlier, drawn, accountBytes) => {
             const ids = Array.from({ length: 4 }, uuid);
-            const limits = { accountBytes, historyItems: 1_000 };
-            const [alone, together] = [await createAccount(storage()), await createAccount(storage())];
             const oneByOne = async (given: readonly Write[]) => {
               const outcomes: WriteOutcome[] = [];
-              for (const write of given) outcomes.push(await applyOne(storage(), write, limits));
+              for (const write of given) outcomes.push(await applyOne(storage(), write, { accountBytes }));
               return outcomes;
             };
-            const before: number[] = [];
-            for (const account of [alone, together]) {
-              await oneByOne(earlier.map((draw) => writeOf(draw, account, ids, 0)));
-              before.push((await storage().summary(account.userId))?.seq ?? -1);
-            }
-            const [counter = -1] = before;
-            expect(before).toEqual([counter, counter]);
+            const [alone, together] = [await createAccount(storage()), await createAccount(storage())];
+            const before = await oneByOne(earlier.map((draw) => writeOf(draw, alone, ids, [])));
+            await oneByOne(earlier.map((draw) => writeOf(draw, together, ids, [])));
+            const seqs = appliedSeqs(before);
 
-            const separate = await oneByOne(drawn.map((draw) => writeOf(draw, alone, ids, counter)));
-            const batch = await apply(
-              storage(),
-              drawn.map((draw) => writeOf(draw, together, ids, counter)),
-              limits,
-            );
+            const separate = await oneByOne(drawn.map((draw) => writeOf(draw, alone, ids, seqs)));
+            const grouped = drawn.map((draw) => writeOf(draw, together, ids, seqs));
+            const batch = await apply(storage(), grouped, { accountBytes });
 
-            const [expected, found] = [seen(alone, separate, counter), seen(together, batch.outcomes, counter)];
-            expect(found.outcomes).toEqual(expected.outcomes);
+            const expected = sharedView(alone, [...seqs, ...appliedSeqs(separate)]);
+            const found = sharedView(together, [...seqs, ...appliedSeqs(batch.outcomes)]);
+            expect(batch.outcomes.map(found.outcome)).toEqual(separate.map(expected.outcome));
             const told = batch.accounts[0]?.changes ?? [];
             expect(told.map(({ seq }) => seq)).toEqual(appliedSeqs(batch.outcomes));
-            expect(found.changes(await allChanges(storage(), together.userId))).toEqual(
-              expected.changes(await allChanges(storage(), alone.userId)),
+            expect((await allChanges(storage(), together.userId)).map(found.change)).toEqual(
+              (await allChanges(storage(), alone.userId)).map(expected.change),
             );
             const [left, right] = [await storage().summary(alone.userId), await storage().summary(together.userId)];
             expect({ ...right, seq: 0 }).toEqual({ ...left, seq: 0 } as NonNullable<typeof right>);
@@ -184,63 +176,4 @@ export function limitsContract(storage: UnderTest): void {
       PROPERTY_DEADLINE_MS,
     );
   });
-}
-
-const someWrite = fc.record({
-  kind: fc.constantFrom("slot", "slot", "push", "delete"),
-  device: fc.integer({ min: 0, max: 2 }),
-  slotNumber: fc.integer({ min: 1, max: 2 }),
-  timestamp: fc.option(fc.integer({ min: 1, max: 5 }), { freq: 5 }),
-  upon: fc.option(fc.integer({ min: 1, max: 20 }), { freq: 3 }),
-  content: fc.constantFrom(null, blobOf("a"), blobOf("b"), blobOfBytes(50), blobOfBytes(90)),
-  id: fc.integer({ min: 0, max: 3 }),
-  hash: fc.constantFrom("h1", "h2"),
-});
-
-type Drawn = typeof someWrite extends fc.Arbitrary<infer T> ? T : never;
-
-/** @param counter of the account before; a slot write is made upon a version that its sender can have seen */
-function writeOf(draw: Drawn, account: Account, ids: readonly string[], counter: number): Write {
-  const author = [account.accountAuthor, account.author, account.second][draw.device] ?? account.author;
-  const id = ids[draw.id] ?? uuid();
-  const { slotNumber, timestamp, content } = draw;
-  const baseSeq = draw.upon !== null && draw.upon <= counter ? draw.upon : null;
-  if (draw.kind === "slot") return slot(author, { slotNumber, timestamp, baseSeq, blob: content });
-  if (draw.kind === "push") return push(author, { id, contentHash: draw.hash, blob: content ?? blobOf("c") });
-  return deletion(author, id);
-}
-
-const appliedSeqs = (outcomes: readonly WriteOutcome[]) =>
-  outcomes.flatMap((outcome) => (outcome.result === "applied" ? [outcome.seq] : []));
-
-/**
- * Outcomes and changes as two accounts can share them: devices by their number, and new seqs by their place among those
- * of the applied writes (numbers may stay unused).
- */
-function seen(account: Account, outcomes: readonly WriteOutcome[], counter: number) {
-  const applied = appliedSeqs(outcomes);
-  const place = (seq: number) => (seq <= counter ? seq : `new ${applied.indexOf(seq)}`);
-  const device = (id: string | null) => (id === null ? null : account.devices.indexOf(id));
-  const change = (one: Change | null) => {
-    if (one?.kind === "slot") return { ...one, seq: place(one.seq), updatedBy: device(one.updatedBy) };
-    if (one?.kind === "history") return { ...one, seq: place(one.seq), deviceId: device(one.deviceId) };
-    return one === null ? null : { ...one, seq: place(one.seq) };
-  };
-  return {
-    changes: (changes: readonly Change[]) => changes.map(change),
-    outcomes: outcomes.map((outcome) => {
-      switch (outcome.result) {
-        case "applied":
-          return { result: outcome.result, seq: place(outcome.seq), change: change(outcome.change) };
-        case "stale":
-          return { result: outcome.result, seq: place(outcome.seq), winner: change(outcome.winner) };
-        case "duplicate":
-          return { result: outcome.result, seq: place(outcome.seq), stored: change(outcome.stored) };
-        case "not_found":
-        case "revoked":
-        case "quota_exceeded":
-          return outcome;
-      }
-    }),
-  };
 }

@@ -19,24 +19,21 @@ const AWAY = new RegExp(
     .join("|"),
 );
 
-/** Codes of postgres.js and of the operating system for a connection that failed. */
-const DISCONNECTED = new Set([
-  "CONNECTION_CLOSED",
+/** Codes of postgres.js and of the operating system for a connection that broke, */
+const LOST = new Set(["CONNECTION_CLOSED", "CONNECT_TIMEOUT", "ECONNABORTED", "ECONNRESET", "EPIPE", "ETIMEDOUT"]);
+
+/** and for one that could not be made, or that we have closed. */
+const NOT_CONNECTED = new Set([
   "CONNECTION_DESTROYED",
   "CONNECTION_ENDED",
-  "CONNECT_TIMEOUT",
   "EAI_AGAIN",
-  "ECONNABORTED",
   "ECONNREFUSED",
-  "ECONNRESET",
   "EHOSTDOWN",
   "EHOSTUNREACH",
   "ENETDOWN",
   "ENETUNREACH",
   "ENOENT", // the socket file of a server that is not running
   "ENOTFOUND",
-  "EPIPE",
-  "ETIMEDOUT",
 ]);
 
 export const unavailable = (cause?: unknown) =>
@@ -47,9 +44,10 @@ export function isConflict(error: unknown): boolean {
   return ["40P01", "40001"].includes(codeOf(error) ?? "");
 }
 
-/** The connection could not be made in time; nothing was sent. */
-export function isConnectTimeout(error: unknown): boolean {
-  return codeOf(error) === "CONNECT_TIMEOUT";
+/** A connection that stood was lost, or one could not be made in time. */
+export function isLostConnection(error: unknown): boolean {
+  const code = codeOf(error);
+  return code !== undefined && (LOST.has(code) || /^57P0[12]$/.test(code));
 }
 
 /** A key of ours was there already (unique_violation). */
@@ -63,7 +61,8 @@ export function translate(error: unknown): Error {
   if (fault instanceof AppError) return fault;
   const code = codeOf(fault);
   if (code === "53100") return new AppError("disk_full", "The server's disk is full.", { cause: withoutValues(fault) });
-  if (code !== undefined && (AWAY.test(code) || DISCONNECTED.has(code))) return unavailable(withoutValues(fault));
+  if (code !== undefined && (AWAY.test(code) || LOST.has(code) || NOT_CONNECTED.has(code)))
+    return unavailable(withoutValues(fault));
   return withoutValues(fault);
 }
 

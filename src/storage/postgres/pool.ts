@@ -8,7 +8,7 @@
 import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import postgres from "postgres";
 import type { Logger } from "../../log.ts";
-import { isConflict, isConnectTimeout, translate, unavailable } from "./faults.ts";
+import { isConflict, isLostConnection, translate, unavailable } from "./faults.ts";
 
 /** Tries of a statement that PostgreSQL rolled back for the sake of others. */
 const CONFLICT_TRIES = 5;
@@ -16,6 +16,10 @@ const CONFLICT_PAUSE_MS = 10;
 /** A server that is back is found again within this time. */
 const RECONNECT_PAUSE_SECONDS = 0.25;
 const KEEP_ALIVE_SECONDS = 15;
+/** How often connections are replaced at most, while they are lost as soon as they are made. */
+const REPLACE_PAUSE_MS = 250;
+/** How long statements on the other connections may go on when one was lost. */
+const LOST_GRACE_MS = 1_000;
 
 /**
  * Every query of ours has its index. A prepared plan from when the tables were small must not scan them when they have
@@ -43,11 +47,18 @@ export interface Client {
   db: PostgresJsDatabase;
 }
 
+interface Session<Queries> {
+  client: Client;
+  queries: Queries;
+  /** By performance.now(). */
+  since: number;
+}
+
 export class Pool<Queries> {
   readonly #options: PoolOptions;
   readonly #prepare: (client: Client) => Queries;
   readonly #log: Logger | undefined;
-  #current: { client: Client; queries: Queries };
+  #current: Session<Queries>;
   readonly #leaving = new Set<Promise<void>>();
 
   /** @param prepare makes the queries of a client; called again when the connections are replaced */
@@ -75,9 +86,7 @@ export class Pool<Queries> {
           await Bun.sleep(Math.random() * CONFLICT_PAUSE_MS * tries);
           continue;
         }
-        // A connection of postgres.js that ended while a message waited to be sent never opens again: each attempt
-        // takes as long as the timeout.
-        if (isConnectTimeout(error)) this.#replace(client, "no connection could be made in time");
+        if (isLostConnection(error)) this.#replace(client, "a connection was lost", LOST_GRACE_MS);
         throw translate(error);
       }
     }
@@ -85,14 +94,14 @@ export class Pool<Queries> {
 
   /** Lets running statements end, for at most the time that any may take. */
   async close(): Promise<void> {
-    this.#leave(this.#current.client);
+    this.#leave(this.#current.client, this.#options.queryTimeoutMs);
     await Promise.all(this.#leaving);
   }
 
   async #withDeadline<T>(answer: PromiseLike<T>, client: Client): Promise<T> {
     const deadline = Promise.withResolvers<never>();
     const timer = setTimeout(() => {
-      this.#replace(client, "a connection went silent");
+      this.#replace(client, "a connection went silent", this.#options.queryTimeoutMs);
       deadline.reject(unavailable(new Error("no answer within the deadline")));
     }, this.#options.queryTimeoutMs);
     try {
@@ -103,25 +112,28 @@ export class Pool<Queries> {
   }
 
   /**
-   * postgres.js would put more queries on a dead connection, and can't close a single one. So a new set of connections
-   * takes over; what still runs on the old ones may end.
+   * Fresh connections take over; what still runs on the old ones may end within `graceMs`.
+   *
+   * postgres.js would put more queries on a dead connection, and can't close a single one. And a connection of its own
+   * that ended while a message waited to be sent never opens again: queries wait on it until the connect timeout.
    */
-  #replace(silent: Client, reason: string): void {
-    if (this.#current.client !== silent) return;
+  #replace(broken: Client, reason: string, graceMs: number): void {
+    const { client, since } = this.#current;
+    if (client !== broken || performance.now() - since < REPLACE_PAUSE_MS) return;
     this.#log?.warn("connecting to the database again", { reason });
     this.#current = this.#connect();
-    this.#leave(silent);
+    this.#leave(broken, graceMs);
   }
 
-  #leave(client: Client): void {
-    const left = client.sql.end({ timeout: this.#options.queryTimeoutMs / 1_000 }).then(
-      () => void this.#leaving.delete(left),
-      () => void this.#leaving.delete(left),
-    );
+  #leave(client: Client, graceMs: number): void {
+    const left = client.sql
+      .end({ timeout: graceMs / 1_000 })
+      .catch((error: unknown) => this.#log?.debug("connections did not close", { error }))
+      .finally(() => this.#leaving.delete(left));
     this.#leaving.add(left);
   }
 
-  #connect(): { client: Client; queries: Queries } {
+  #connect(): Session<Queries> {
     const { url, pooled, poolSize, connectTimeoutSeconds, statementTimeoutMs } = this.#options;
     const sql = postgres(url, {
       max: poolSize,
@@ -141,6 +153,6 @@ export class Pool<Queries> {
       },
     });
     const client = { sql, db: drizzle({ client: sql }) };
-    return { client, queries: this.#prepare(client) };
+    return { client, queries: this.#prepare(client), since: performance.now() };
   }
 }

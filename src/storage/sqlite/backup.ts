@@ -97,7 +97,8 @@ async function checkSqlite(path: string, onProgress: OnProgress): Promise<void> 
   );
   if (tables.length < 3) throw new SqliteFileError("it is no database of a ClipSlot server");
   const [verdict] = await check("PRAGMA integrity_check(1)");
-  if (verdict?.["integrity_check"] !== "ok") throw new SqliteFileError(String(verdict?.["integrity_check"]).replaceAll(/\s+/g, " "));
+  if (verdict?.["integrity_check"] !== "ok")
+    throw new SqliteFileError(String(verdict?.["integrity_check"]).replaceAll(/\s+/g, " "));
   const orphans = await check("PRAGMA foreign_key_check");
   if (orphans.length > 0) throw new SqliteFileError(`${orphans.length} of its rows belong to no account`);
 }

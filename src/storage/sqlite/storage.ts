@@ -314,11 +314,15 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         db.get(sql`SELECT 1`);
       }),
 
-    close: () =>
-      read(() => {
+    // A sync that is under way in its thread needs the log open: its number may soon be another file's.
+    async close() {
+      try {
+        await durability?.settled();
+      } finally {
         durability?.close();
         file.close();
-      }),
+      }
+    },
   };
 
   /** Nobody hears of what is not durable, not even a reader. */

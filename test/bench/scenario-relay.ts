@@ -1,0 +1,138 @@
+/** Durable relays: how many a second, and how long one takes. */
+import type { Scenario } from "./bench.ts";
+import { median, round, type Row } from "./measure.ts";
+import { postgresLimit } from "./postgres-limit.ts";
+import { relayLoad, type RelayResult } from "./relay-load.ts";
+import { clipslotOnPostgres, clipslotOnSqlite, yardstick, type Subject } from "./subjects.ts";
+
+const SIZES = [100, 1_024, 16_384, 262_144];
+const PAIRS = [1, 10, 100, 1_000];
+
+export const relay: Scenario = {
+  title: "Durable relays a second on SQLite, closed loop, against a bare relay that stores nothing",
+  async run(rounds) {
+    await using bare = await yardstick();
+    await using server = await clipslotOnSqlite();
+    const rows: Row[] = [];
+    const cases = [
+      ...PAIRS.map((pairs) => ({ pairs, blobBytes: 1_024, protocol: 2 as const })),
+      { pairs: 100, blobBytes: 1_024, protocol: 1 as const },
+      ...SIZES.filter((size) => size !== 1_024).map((blobBytes) => ({ pairs: 100, blobBytes, protocol: 2 as const })),
+    ];
+    for (const { pairs, blobBytes, protocol } of cases) {
+      const [ours, theirs] = await alternate(rounds, [server, bare], (subject) =>
+        relayLoad({
+          urls: [subject.url, subject.url],
+          accounts: subject.accounts,
+          protocol,
+          pairs,
+          blobBytes,
+          rate: 0,
+        }),
+      );
+      rows.push(compare(`${pairs} pairs, ${bytes(blobBytes)}, protocol ${protocol}`, ours, theirs));
+    }
+    return { rows, chart: { label: "case", value: "relays/s" } };
+  },
+};
+
+export const relayOnPostgres: Scenario = {
+  title: "Durable relays a second on PostgreSQL, one and two instances, 100 pairs, 1 KiB",
+  async run(rounds) {
+    await using bare = await yardstick();
+    await using servers = await clipslotOnPostgres(2);
+    const [first, second] = servers.subjects;
+    if (first === undefined || second === undefined) throw new Error("an instance did not start");
+    const load = (urls: [string, string], accounts: "clipslot" | "none") =>
+      relayLoad({ urls, accounts, protocol: 2, pairs: 100, blobBytes: 1_024, rate: 0 });
+    const across = { ...first, name: "across two instances", urls: [first.url, second.url] as [string, string] };
+    const one = { ...first, name: "one instance", urls: [first.url, first.url] as [string, string] };
+    const yard = { ...bare, name: "bare", urls: [bare.url, bare.url] as [string, string] };
+    const results = await alternate(rounds, [one, across, yard], ({ urls, accounts }) => load(urls, accounts));
+    const limit = await postgresLimit(servers.databaseUrl, rounds);
+    const theirs = results[2] ?? [];
+    const rows: Row[] = [one, across].map(({ name }, index) => ({
+      ...compare(name, results[index] ?? [], theirs),
+      "of the database's own": round(median((results[index] ?? []).map((each) => each.relaysPerSecond)) / limit, 2),
+    }));
+    rows.push({
+      ...compare("the same batches of writes straight into the database", [], []),
+      "relays/s": round(limit),
+      "of the database's own": 1,
+    });
+    return { rows };
+  },
+};
+
+export const roundTrip: Scenario = {
+  title: "One pair's round trip, SQLite",
+  async run(rounds) {
+    await using bare = await yardstick();
+    await using server = await clipslotOnSqlite();
+    const [ours, theirs] = await alternate(rounds, [server, bare], (subject) =>
+      relayLoad({
+        urls: [subject.url, subject.url],
+        accounts: subject.accounts,
+        protocol: 2,
+        pairs: 1,
+        blobBytes: 1_024,
+        rate: 0,
+      }),
+    );
+    const mine = median((ours ?? []).map(({ p50 }) => p50));
+    const yard = median((theirs ?? []).map(({ p50 }) => p50));
+    return {
+      rows: [{ "times the bare": round(mine / yard, 2), "p50 ms": round(mine, 3), "bare p50 ms": round(yard, 3) }],
+    };
+  },
+};
+
+export const latency: Scenario = {
+  title: "Relay latency at a fixed rate, open loop, SQLite, 100 pairs, 1 KiB (corrected for coordinated omission)",
+  async run(rounds) {
+    await using server = await clipslotOnSqlite();
+    const rows: Row[] = [];
+    for (const rate of [100, 1_000, 5_000]) {
+      const [results] = await alternate(rounds, [server], ({ url, accounts }) =>
+        relayLoad({ urls: [url, url], accounts, protocol: 2, pairs: 100, blobBytes: 1_024, rate }),
+      );
+      const of = (read: (result: RelayResult) => number) => round(median((results ?? []).map(read)), 2);
+      rows.push({
+        "messages/s": rate,
+        "p50 ms": of(({ p50 }) => p50),
+        "p99 ms": of(({ p99 }) => p99),
+        "p99.9 ms": of(({ p999 }) => p999),
+        "arrived/s": of(({ relaysPerSecond }) => relaysPerSecond),
+      });
+    }
+    return { rows };
+  },
+};
+
+/** Every round measures each subject once, in turn. */
+async function alternate<S extends Pick<Subject, "name">>(
+  rounds: number,
+  subjects: readonly S[],
+  measure: (subject: S) => Promise<RelayResult>,
+): Promise<RelayResult[][]> {
+  const results: RelayResult[][] = subjects.map(() => []);
+  for (let count = 0; count < rounds; count += 1) {
+    for (const [index, subject] of subjects.entries()) results[index]?.push(await measure(subject));
+  }
+  return results;
+}
+
+function compare(name: string, ours: readonly RelayResult[] = [], theirs: readonly RelayResult[] = []): Row {
+  const rate = (results: readonly RelayResult[]) => median(results.map(({ relaysPerSecond }) => relaysPerSecond));
+  const load = median(ours.map(({ loadProcessor }) => loadProcessor));
+  return {
+    case: name,
+    "of the bare relay": round(rate(ours) / rate(theirs), 2),
+    "relays/s": round(rate(ours)),
+    "bare relays/s": round(rate(theirs)),
+    "p99 ms": round(median(ours.map(({ p99 }) => p99)), 2),
+    bottleneck: load > 0.9 ? "the load" : "the server",
+  };
+}
+
+const bytes = (count: number) => (count < 1_024 ? `${count} B` : `${count / 1_024} KiB`);

@@ -1,0 +1,20 @@
+/** A short part of what `bun test/fuzz.ts` does at length. */
+import { expect, test } from "bun:test";
+import { DATABASES } from "./harness.ts";
+import { fuzz } from "./fuzz.ts";
+
+test.each([...DATABASES])(
+  "random traffic, right and wrong, finds no fault on %s",
+  async (database) => {
+    const report = await fuzz({ milliseconds: 12_000, seed: 20_240_501, database });
+    expect(report.faults).toEqual([]);
+    expect(report.requests).toBeGreaterThan(100);
+    expect(report.messages).toBeGreaterThan(100);
+    expect(report.statuses).toMatchObject({
+      200: expect.any(Number),
+      400: expect.any(Number),
+      401: expect.any(Number),
+    });
+  },
+  40_000,
+);
