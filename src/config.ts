@@ -74,6 +74,8 @@ const FIXED = {
     pollIntervalMs: 3 * SECOND_MS,
     /** [R6] How often tokens of open sockets are asked for, should nobody have told of their end. */
     recheckIntervalMs: 15 * SECOND_MS,
+    /** How long a connected device counts as connected for other instances; said again after half of it. */
+    presenceLeaseMs: MINUTE_MS,
     presenceIntervalMs: 5 * SECOND_MS,
     /** How long a client may leave a ping without its pong. */
     confirmTimeoutMs: 30 * SECOND_MS,
@@ -126,10 +128,10 @@ const FIXED = {
     linkCodesPerAccount: { burst: 5, everyMs: 12 * MINUTE_MS },
     exportsPerAccount: { burst: 10, everyMs: 6 * MINUTE_MS },
     /** A frame counts as one message, and as one more for each `messageBytes` of it. */
-    messagesPerSocket: { burst: 4_000, everyMs: 2 },
+    messagesPerDevice: { burst: 2_000, everyMs: 2 },
     messageBytes: 64 * KIB,
     /** Messages that may be refused before the socket is closed. */
-    refusedMessagesPerSocket: { burst: 500, everyMs: 100 },
+    refusedMessagesPerDevice: { burst: 200, everyMs: 1_000 },
     /** Of one device the oldest socket makes room: it is most likely half open. */
     socketsPerDevice: 8,
     socketsPerAccount: 200,

@@ -1,6 +1,6 @@
 /** Backup of a server that goes on working, and what clients see after a restore. */
 import { Database } from "bun:sqlite";
-import { expect, test } from "bun:test";
+import { expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -15,6 +15,8 @@ import {
   TestSocket,
 } from "./harness.ts";
 import { startLoad } from "./load.ts";
+
+setDefaultTimeout(30_000);
 
 test("[W1] a backup under 1,000 writes a second is whole and holds every write acknowledged before it began", async () => {
   await using folder = temporaryFolder();

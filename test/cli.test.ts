@@ -1,5 +1,5 @@
 /** The commands, as their operator meets them: through the real program, beside a running server. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -17,6 +17,8 @@ import {
   within,
   type TestServer,
 } from "./harness.ts";
+
+setDefaultTimeout(30_000);
 
 /** [R6] A second, and what a loaded machine may add to starting a process. */
 const SOON_MS = 3_000;

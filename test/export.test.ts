@@ -1,10 +1,13 @@
 /** Everything of an account as one download, in bounded memory; and registration by invite. On both databases. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { createConnection } from "node:net";
 import { createInviteToken } from "../src/accounts/invites.ts";
 import { loadConfig } from "../src/config.ts";
 import { openStorage } from "../src/storage/open.ts";
 import { createAccount, createDevice, DATABASES, randomBlob, startTestServer, type TestServer } from "./harness.ts";
+
+// Attacks are many, and a machine may be busy with other tests.
+setDefaultTimeout(30_000);
 
 async function push(server: TestServer, token: string, count: number, bytes = 48): Promise<string[]> {
   const items = Array.from({ length: count }, () => ({
@@ -98,7 +101,7 @@ describe.each([...DATABASES])("an export on %s", (database) => {
     expect(whole.history).toHaveLength(60);
     expect(process.memoryUsage().rss - before).toBeLessThan(500_000_000);
     for (const socket of stalled) socket.destroy();
-  }, 30_000);
+  });
 });
 
 describe.each([...DATABASES])("registration by invite on %s", (database) => {

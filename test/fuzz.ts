@@ -41,8 +41,12 @@ export interface FuzzReport {
 }
 
 export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOptions): Promise<FuzzReport> {
-  // History is kept short, so that memory that grows is memory that leaks.
-  await using server = await startTestServer({ database, env: { MAX_BLOB_BYTES: "16384", HISTORY_LIMIT: "50" } });
+  // Histories and caches are kept short and are soon full, so that memory that grows is memory that leaks.
+  await using server = await startTestServer({
+    database,
+    env: { MAX_BLOB_BYTES: "16384", HISTORY_LIMIT: "50" },
+    adjust: (config) => ({ ...config, auth: { ...config.auth, tokenStateCacheEntries: 200, devicesPerAccount: 20 } }),
+  });
   const report: FuzzReport = { requests: 0, messages: 0, statuses: {}, megabytes: [], faults: [] };
   const onFault = (error: unknown) => report.faults.push(`unhandled: ${String(error)}`);
   process.on("unhandledRejection", onFault);

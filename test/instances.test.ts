@@ -93,9 +93,15 @@ describe("two instances on one PostgreSQL", () => {
     const [present, absent] = [await createDevice(pair.first, account), await createDevice(pair.first, account)];
     const writer = await TestSocket.open(pair.first, present.token);
     expect(await writer.sendForAnswer(historyPush(randomBlob()))).toMatchObject({ result: "applied" });
-    const devices: Message[] = await pair.first.json("GET", "/api/auth/devices", { token: account.token });
-    expect(devices.find(({ id }) => id === present.id)).toMatchObject({ connected: true });
-    expect(devices.find(({ id }) => id === absent.id)).toMatchObject({ connected: false, behind: 1 });
+    const listed = async (server: TestServer, deviceId: string): Promise<Message | undefined> => {
+      const devices: Message[] = await server.json("GET", "/api/auth/devices", { token: account.token });
+      return devices.find(({ id }) => id === deviceId);
+    };
+    expect(await listed(pair.first, present.id)).toMatchObject({ connected: true });
+    expect(await listed(pair.first, absent.id)).toMatchObject({ connected: false, behind: 1 });
+    while ((await listed(pair.second, present.id))?.["connected"] !== true); // until the first instance wrote it down
+    await writer.close();
+    expect(await listed(pair.first, present.id)).toMatchObject({ connected: false });
   });
 
   test("[W1] an instance killed with -9 in a burst: all it acknowledged reaches the other's devices within six seconds", async () => {

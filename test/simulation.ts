@@ -12,7 +12,7 @@ import { parseArgs } from "node:util";
 import type { DatabaseKind } from "./harness.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 import { checkNewDevice, checkOldDevice, checkPromises } from "./simulation/checks.ts";
-import { startHost, type Host } from "./simulation/host.ts";
+import { oneAtATime, startHost, type Host } from "./simulation/host.ts";
 import { startNewDevice, type NewDevice } from "./simulation/new-device.ts";
 import { startOldDevice, type OldDevice } from "./simulation/old-device.ts";
 import {
@@ -43,7 +43,7 @@ export interface SeedResult {
 /** Runs seeds side by side; those of one weather share a server. */
 export async function simulate(
   seeds: readonly number[],
-  { database = "sqlite", concurrency = 40, onResult = () => {} }: SimulateOptions = {},
+  { database = "sqlite", concurrency = 20, onResult = () => {} }: SimulateOptions = {},
 ): Promise<SeedResult[]> {
   const results: SeedResult[] = [];
   const groups = Map.groupBy(seeds, (seed) => `${weatherOf(seed)} ${evicts(seed)}`);
@@ -54,10 +54,12 @@ export async function simulate(
       await using host = await startHost(weatherOf(first), database, env);
       // Each seed of bad weather disturbs all that share its server: few at a time, or none gets quiet.
       const width = weatherOf(first) === "steady" ? concurrency : Math.min(concurrency, 6);
+      // A password takes tens of milliseconds to hash: a crowd that signs up at once would only queue at the server.
+      const newAccount = oneAtATime(() => signUp(host));
       const queue = [...group];
       const work = async () => {
         for (let seed = queue.shift(); seed !== undefined; seed = queue.shift()) {
-          const result = await runSeed(seed, host);
+          const result = await runSeed(seed, host, newAccount);
           results.push(result);
           onResult(result);
         }
@@ -79,14 +81,14 @@ function evicts(seed: number): boolean {
   return seed % 2 === 1;
 }
 
-async function runSeed(seed: number, host: Host): Promise<SeedResult> {
+async function runSeed(seed: number, host: Host, newAccount: () => Promise<Account>): Promise<SeedResult> {
   const started = performance.now();
   const trace: string[] = [];
   const note = (line: string) => {
     if (trace.length < TRACE_LINES) trace.push(`${(performance.now() - started).toFixed(1)} ms: ${line}`);
   };
   try {
-    await using cast = await assemble(createSchedule(seed), host, note);
+    await using cast = await assemble(createSchedule(seed), host, await newAccount(), note);
     for (const [index, step] of cast.schedule.steps.entries()) {
       note(JSON.stringify(step));
       await cast.perform(step, index);
@@ -99,10 +101,9 @@ async function runSeed(seed: number, host: Host): Promise<SeedResult> {
 }
 
 /** An account, its devices (each starts when it first does something), and somebody who uses REST alone. */
-async function assemble(schedule: Schedule, host: Host, note: (line: string) => void) {
+async function assemble(schedule: Schedule, host: Host, { token, cursor }: Account, note: (line: string) => void) {
   const { seed } = schedule;
   const random = createRandom(seed ^ 0x5eed);
-  const { token, cursor } = await signUp(host);
   const world: World = { seed, host, token, written: new Set(), deletions: new Set(), promised: [], note };
   const port = () => Number(new URL(host.url()).port);
   const proxies: Proxy[] = [];
@@ -303,8 +304,13 @@ async function assemble(schedule: Schedule, host: Host, note: (line: string) => 
   }
 }
 
-/** @returns also a cursor from before anything was written */
-async function signUp(host: Host): Promise<{ token: string; cursor: string }> {
+interface Account {
+  token: string;
+  /** From before anything was written. */
+  cursor: string;
+}
+
+async function signUp(host: Host): Promise<Account> {
   const credentials = { email: `${crypto.randomUUID()}@example.org`, password: "test123" };
   const registered = await ask(host.url, "POST", "/api/auth/register", { body: credentials });
   // The answer to an earlier try may have been lost.
@@ -319,7 +325,7 @@ async function main(): Promise<void> {
     options: {
       seed: { type: "string", default: "1" },
       count: { type: "string", default: "1" },
-      concurrency: { type: "string", default: "40" },
+      concurrency: { type: "string", default: "20" },
       database: { type: "string", default: "sqlite" },
       traces: { type: "string" },
     },

@@ -1,5 +1,5 @@
--- What drizzle-kit can't express: how the tables are stored, keys that wait for the commit, and the operations that
--- take a lock and then decide by what they find.
+-- What drizzle-kit can't express: how the tables are stored, and the operations that take a lock and then decide by what
+-- they find.
 --
 -- Each operation is one statement for the client, so that no connection is ever inside a transaction of several round
 -- trips. Those that first lock and then look are PL/pgSQL functions and not WITH queries, and this is why: a WITH query
@@ -16,10 +16,6 @@ ALTER TABLE synced_slots ALTER COLUMN encrypted_blob SET STORAGE EXTERNAL, SET (
 ALTER TABLE synced_history ALTER COLUMN encrypted_blob SET STORAGE EXTERNAL;
 ALTER TABLE users SET (fillfactor = 80);
 ALTER TABLE devices SET (fillfactor = 80);
-
--- Checked at the commit, so that an account can be deleted with all that hangs on it, in whatever order that goes.
-ALTER TABLE synced_slots ALTER CONSTRAINT synced_slots_device_fk DEFERRABLE INITIALLY DEFERRED;
-ALTER TABLE synced_history ALTER CONSTRAINT synced_history_device_fk DEFERRABLE INITIALLY DEFERRED;
 
 -- Times are milliseconds since 1970 for the server.
 CREATE FUNCTION to_ms(t timestamptz) RETURNS bigint LANGUAGE sql STABLE PARALLEL SAFE

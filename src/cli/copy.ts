@@ -14,8 +14,8 @@ export const command: Command = {
   summary: "Copies a whole server from SQLite to PostgreSQL, or back.",
   usage: `Usage: clipslot-server copy --from URL --to URL
 
-A URL is sqlite:PATH (of the database file or its folder) or postgres://… (of the server itself, not of a pooler). Both
-servers must be stopped, and the target must hold nothing. Everything is copied: accounts, devices, slots, history, what
+A URL is sqlite:PATH (of a data folder, or of a file that ends in .db) or postgres://… (of the server itself, not of a
+pooler). Both servers must be stopped, and the target must hold nothing. Everything is copied: accounts, devices, slots, history, what
 was deleted, and the epoch, so that clients go on where they were. At the end the target is read back and compared with
 the source, row by row; if anything differs or fails, the target is left as it was.
 

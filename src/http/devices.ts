@@ -8,9 +8,9 @@ import type { AppContext } from "./context.ts";
 import type { RateLimits } from "./rate-limits.ts";
 import { readBody } from "./read-body.ts";
 
-/** Who holds a socket, as far as this instance knows. */
+/** Who holds a socket. */
 export interface ConnectedDevices {
-  isConnected(userId: string, deviceId: string): boolean;
+  isConnected(userId: string, device: Device): boolean;
 }
 
 export interface DeviceDependencies {
@@ -35,7 +35,7 @@ export function deviceHandlers({ protocol, devices, presence, limits }: DeviceDe
       return c.json(
         list.map((device) => ({
           ...deviceToWire(device),
-          connected: presence.isConnected(userId, device.id),
+          connected: presence.isConnected(userId, device),
           behind: device.behind,
         })),
       );

@@ -117,7 +117,7 @@ function bounds(schema: Schema): string {
     maximum === undefined ? "" : `up to ${maximum}`,
     minLength === undefined ? "" : `at least ${minLength} characters`,
     maxLength === undefined ? "" : `at most ${maxLength} characters`,
-    fallback === undefined ? "" : `default ${String(fallback)}`,
+    fallback === undefined ? "" : `default ${JSON.stringify(fallback)}`,
   ]
     .filter((bound) => bound !== "")
     .join(", ");

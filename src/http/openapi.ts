@@ -178,23 +178,25 @@ function make(named: Record<string, z.ZodType>, io: "input" | "output") {
   const uri = (id: string) => `#/components/schemas/${id}`;
   const options = { io, uri, override: tidy } as const;
   const { schemas } = z.toJSONSchema(names, options);
-  return {
-    components: mapValues(schemas, bare),
-    /** A reference to a schema with a name, or to those within it; otherwise the schema itself. */
-    refer(schema: z.ZodType): Schema {
-      const name = names.get(schema)?.id;
-      if (name !== undefined) return { $ref: uri(name) };
-      const asked = z.registry<{ id: string }>();
-      for (const [id, known] of Object.entries(named)) asked.add(known, { id });
-      asked.add(schema, { id: "asked" });
-      return bare(z.toJSONSchema(asked, options).schemas["asked"] ?? {});
-    },
-  };
+  return { components: mapValues(schemas, bare), refer };
+
+  /** A reference to a schema with a name; otherwise the schema itself, with references in it. */
+  function refer(schema: z.ZodType): Schema {
+    const name = names.get(schema)?.id;
+    if (name !== undefined) return { $ref: uri(name) };
+    const asked = z.registry<{ id: string }>();
+    for (const [id, known] of Object.entries(named)) asked.add(known, { id });
+    asked.add(schema, { id: "asked" });
+    return bare(z.toJSONSchema(asked, options).schemas["asked"] ?? {});
+  }
 }
 
 /** In the document a schema is known by its place. */
-function bare({ $schema: _, $id: __, ...schema }: Schema): Schema {
-  return schema;
+function bare(schema: Schema): Schema {
+  const rest = { ...schema };
+  delete rest.$schema;
+  delete rest.$id;
+  return rest;
 }
 
 /** What zod says besides what we mean. */

@@ -1,6 +1,9 @@
-/** Sockets that send too much: what is above the rate is refused, and who goes on regardless is cut off. */
+/**
+ * Devices that send too much: what is above the rate is refused, who goes on regardless is cut off, and coming back
+ * on another socket is no fresh start.
+ */
 import type { Config } from "../config.ts";
-import { createMeter } from "../rate-limiter.ts";
+import { createMeter, createRecentKeys } from "../rate-limiter.ts";
 
 export interface FloodGuard {
   /**
@@ -14,15 +17,20 @@ export interface FloodGuard {
 const PASSES = { waitMs: 0, goesOn: false };
 const OPEN: FloodGuard = { count: () => PASSES };
 
-/** One for each socket. */
-export function createFloodGuard({ rateLimits, limits }: Config): FloodGuard {
-  if (!rateLimits) return OPEN;
-  const messages = createMeter(limits.messagesPerSocket);
-  const refusals = createMeter(limits.refusedMessagesPerSocket);
-  return {
-    count(bytes) {
-      const waitMs = messages(1 + Math.floor(bytes / limits.messageBytes));
-      return waitMs === 0 ? PASSES : { waitMs: Math.ceil(waitMs), goesOn: refusals(1) > 0 };
-    },
-  };
+/** @returns the guard of a device, which all of its sockets share */
+export function createFloodGuards({ rateLimits, limits }: Config): (deviceId: string) => FloodGuard {
+  if (!rateLimits) return () => OPEN;
+  const guards = createRecentKeys<FloodGuard>(limits.rememberedKeys);
+  return (deviceId) => guards.getOr(deviceId, createGuard);
+
+  function createGuard(): FloodGuard {
+    const messages = createMeter(limits.messagesPerDevice);
+    const refusals = createMeter(limits.refusedMessagesPerDevice);
+    return {
+      count(bytes) {
+        const waitMs = messages(1 + Math.floor(bytes / limits.messageBytes));
+        return waitMs === 0 ? PASSES : { waitMs: Math.ceil(waitMs), goesOn: refusals(1) > 0 };
+      },
+    };
+  }
 }

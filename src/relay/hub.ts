@@ -11,7 +11,7 @@ import { CLOSE } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import type { Connections, Metrics } from "../metrics/metrics.ts";
 import { changeMessage } from "../protocol.ts";
-import type { Change, Storage } from "../storage/storage.ts";
+import type { Change, Device, Storage } from "../storage/storage.ts";
 import type { ResyncReason } from "../sync/cursor.ts";
 import type { Commit } from "../sync/writer.ts";
 import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
@@ -96,11 +96,18 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     closeExpired,
     closeAll,
     end,
-    isConnected: (userId: string, deviceId: string) =>
+    /** Whether the device has a socket, here or (as of the last minute) on another instance. */
+    isConnected: (userId: string, device: Pick<Device, "id" | "connectedUntil">): boolean =>
       channels
         .get(userId)
         ?.sockets.values()
-        .some((socket) => socket.data.deviceId === deviceId) ?? false,
+        .some((socket) => socket.data.deviceId === device.id) === true || presence.isHeldElsewhere(device),
+    /** Says again that the devices of all sockets are here. */
+    holdAll() {
+      for (const channel of channels.values()) {
+        for (const { data } of channel.sockets) presence.hold(data.userId, data.deviceId);
+      }
+    },
     connections,
   };
 
@@ -129,7 +136,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
       onConfirmed: (seq) => presence.note(userId, deviceId, seq),
     });
     socket.data.delivery = delivery;
-    presence.note(userId, deviceId, 0);
+    presence.hold(userId, deviceId);
     void delivery.advance();
   }
 

@@ -8,7 +8,7 @@ import { socketQuery } from "../protocol.ts";
 import type { Storage } from "../storage/storage.ts";
 import { resumeAt, type Cursor, type ResyncReason } from "../sync/cursor.ts";
 import { validate } from "../validate.ts";
-import { createFloodGuard } from "./flood.ts";
+import { createFloodGuards } from "./flood.ts";
 import type { SocketData } from "./hub.ts";
 import type { Seats } from "./seats.ts";
 
@@ -33,6 +33,7 @@ export interface UpgradeOptions {
 export type Upgrade = (request: Request, server: Server<SocketData>) => Promise<void>;
 
 export function createUpgrade({ sessions, storage, config, seats, clientAddress }: UpgradeOptions): Upgrade {
+  const floodGuardOf = createFloodGuards(config);
   return async (request, server) => {
     if (request.headers.get("upgrade")?.toLowerCase() !== "websocket") {
       throw new AppError("upgrade_required", "This address speaks WebSocket only.");
@@ -63,7 +64,7 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
       emptyUntilSeq: "seq" in start ? start.emptyUntilSeq : 0,
       resync: "resync" in start ? start.resync : undefined,
       inFlight: 0,
-      flood: createFloodGuard(config),
+      flood: floodGuardOf(deviceId),
       delivery: undefined,
     };
     const headers = subprotocol === undefined ? {} : { "Sec-WebSocket-Protocol": subprotocol };

@@ -134,6 +134,8 @@ export interface Device {
   createdAt: number;
   /** Delivery is confirmed up to this seq ([R2]). */
   confirmedSeq: number;
+  /** An instance holds a socket of it, and will say so again before this time. */
+  connectedUntil: number;
 }
 
 export interface NewDevice {
@@ -153,12 +155,14 @@ export interface TokenState {
   device: { confirmedSeq: number; name: string } | null;
 }
 
-/** What a device's presence leaves in the database; values only ever grow. */
+/** What a device's presence leaves in the database; values only ever grow, so instances never fight over them. */
 export interface DevicePresence {
   userId: string;
   deviceId: string;
   lastSeen: number;
   confirmedSeq: number;
+  /** Until when it counts as connected, for other instances to see; 0: nothing new. */
+  connectedUntil: number;
 }
 
 export interface StoredSlot {

@@ -55,7 +55,7 @@ async function measure(): Promise<void> {
 /** One writes, the other hears; how long each took. */
 async function relays(writer: TestSocket, reader: TestSocket, milliseconds: number): Promise<number[]> {
   const times: number[] = [];
-  for (const end = performance.now() + milliseconds; performance.now() < end; ) {
+  for (const end = performance.now() + milliseconds; performance.now() < end;) {
     const update = slotUpdate(1, randomBlob(200));
     const started = performance.now();
     writer.send(update);

@@ -59,10 +59,12 @@ async function startKilledHost(database: DatabaseKind, env: Record<string, strin
   };
 }
 
-function oneAtATime(act: () => Promise<void>): () => Promise<void> {
-  let last = Promise.resolve();
+/** Whoever calls waits for those who called before. */
+export function oneAtATime<T>(act: () => Promise<T>): () => Promise<T> {
+  let last: Promise<unknown> = Promise.resolve();
   return () => {
-    last = last.then(act);
-    return last;
+    const mine = last.then(act, act);
+    last = mine;
+    return mine;
   };
 }

@@ -56,9 +56,9 @@ export interface Schedule {
 const MAX_CLOCK_OFFSET_MS = 600_000;
 const SLOTS = 4; // few, so that writes meet
 
-/** Of ten seeds one has a server that restarts, one has a server that is killed. */
+/** Of twenty seeds one has a server that restarts, one has a server that is killed. */
 export function weatherOf(seed: number): Weather {
-  return seed % 10 === 0 ? "kills" : seed % 10 === 5 ? "restarts" : "steady";
+  return seed % 20 === 0 ? "kills" : seed % 20 === 7 ? "restarts" : "steady";
 }
 
 export function createSchedule(seed: number): Schedule {

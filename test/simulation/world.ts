@@ -39,7 +39,8 @@ export interface Answer {
 }
 
 const RETRY_MS = 5;
-const DEADLINE_MS = 30_000;
+const DEADLINE_MS = 60_000;
+const REQUEST_DEADLINE_MS = 15_000;
 
 /**
  * A request that is repeated until it is answered, as by a client that can't know whether the last one arrived.
@@ -60,7 +61,7 @@ export async function ask(
         keepalive: false,
         headers: token === undefined ? {} : { Authorization: `Bearer ${token}` },
         ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-        signal: AbortSignal.timeout(5_000),
+        signal: AbortSignal.timeout(REQUEST_DEADLINE_MS),
       });
       const text = await response.text();
       if (response.status < 500) return { status: response.status, body: text === "" ? undefined : JSON.parse(text) };

@@ -31,6 +31,7 @@ export function devicesContract(storage: UnderTest): void {
         createdAt,
         lastSeen: createdAt,
         confirmedSeq: 2,
+        connectedUntil: 0,
       });
     });
 
@@ -54,7 +55,9 @@ export function devicesContract(storage: UnderTest): void {
       if (first === undefined || second === undefined || third === undefined || fourth === undefined)
         throw new Error("four");
       for (const device of [first, second, third]) await storage().registerDevice(device, 3);
-      await storage().recordPresence([{ userId, deviceId: first.id, lastSeen: NOW + 60, confirmedSeq: 0 }]);
+      await storage().recordPresence([
+        { userId, deviceId: first.id, lastSeen: NOW + 60, confirmedSeq: 0, connectedUntil: 0 },
+      ]);
       expect(await storage().registerDevice(fourth, 3)).toEqual({ revoked: [second.id] });
       expect(await idsOf(userId)).toEqual([first.id, third.id, fourth.id]);
       const fifth = newDevice(userId, { createdAt: NOW + 4 });
@@ -128,7 +131,13 @@ export function devicesContract(storage: UnderTest): void {
     test("[R2] what is recorded of a device only ever grows", async () => {
       const { userId, devices } = await createAccount(storage());
       const [deviceId, untouched] = devices;
-      const record = (lastSeen: number, confirmedSeq: number) => ({ userId, deviceId, lastSeen, confirmedSeq });
+      const record = (lastSeen: number, confirmedSeq: number, connectedUntil = 0) => ({
+        userId,
+        deviceId,
+        lastSeen,
+        confirmedSeq,
+        connectedUntil,
+      });
       await storage().recordPresence([]);
       await storage().recordPresence([
         record(NOW + 10, 5),
@@ -137,10 +146,11 @@ export function devicesContract(storage: UnderTest): void {
         { ...record(NOW + 99, 99), userId: uuid() },
       ]);
       await storage().recordPresence([record(NOW + 5, 7)]);
-      await storage().recordPresence([record(NOW + 15, 1)]);
+      await storage().recordPresence([record(NOW + 15, 1, NOW + 60)]);
+      await storage().recordPresence([record(NOW + 15, 1, NOW + 30)]);
       const stored = new Map((await storage().devices(userId, NOW)).map((device) => [device.id, device]));
-      expect(stored.get(deviceId)).toMatchObject({ lastSeen: NOW + 20, confirmedSeq: 7 });
-      expect(stored.get(untouched)).toMatchObject({ lastSeen: NOW, confirmedSeq: 0 });
+      expect(stored.get(deviceId)).toMatchObject({ lastSeen: NOW + 20, confirmedSeq: 7, connectedUntil: NOW + 60 });
+      expect(stored.get(untouched)).toMatchObject({ lastSeen: NOW, confirmedSeq: 0, connectedUntil: 0 });
     });
   });
 }

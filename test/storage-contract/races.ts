@@ -190,7 +190,13 @@ export function racesContract(storage: UnderTest): void {
       await inParallel(20, async (round) => {
         const order = round % 2 === 0 ? devices : devices.toReversed();
         await storage().recordPresence(
-          order.map((deviceId) => ({ userId, deviceId, lastSeen: NOW + round, confirmedSeq: 20 - round })),
+          order.map((deviceId) => ({
+            userId,
+            deviceId,
+            lastSeen: NOW + round,
+            confirmedSeq: 20 - round,
+            connectedUntil: 0,
+          })),
         );
       });
       for (const device of await storage().devices(userId, NOW)) {

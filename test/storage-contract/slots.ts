@@ -208,6 +208,19 @@ export function slotsContract(storage: UnderTest): void {
       expect(await storage().slots(other.userId)).toEqual([]);
     });
 
+    test("[R6] within a batch, a write whose token no longer counts stands in nobody's way", async () => {
+      const { userId, devices, author, second } = await createAccount(storage());
+      await storage().revokeDevice(userId, devices[1], NOW);
+      const batch = await apply(storage(), [
+        slot(second, { slotNumber: 1, timestamp: NOW + 5 }),
+        slot(author, { slotNumber: 1 }),
+        slot(author, { slotNumber: 2 }),
+        slot(second, { slotNumber: 2, timestamp: NOW + 5 }),
+      ]);
+      expect(results(batch)).toEqual(["revoked", "applied", "applied", "revoked"]);
+      expect(await storage().slots(userId)).toMatchObject([{ updatedAt: NOW }, { updatedAt: NOW }]);
+    });
+
     test("writes of one batch to one slot have the effect that they have one after the other", async () => {
       const { userId, author, second } = await createAccount(storage());
       const batch = await apply(storage(), [

@@ -133,6 +133,7 @@ export function prepareQueries({ sql, db }: Client): Queries {
           lastSeen: devices.lastSeen,
           createdAt: devices.createdAt,
           confirmedSeq: devices.confirmedSeq,
+          connectedUntil: devices.connectedUntil,
         })
         .from(devices)
         .where(and(eq(devices.userId, userId), isNull(devices.revokedAt), gt(devices.tokenExpiresAt, now)))
@@ -222,11 +223,12 @@ async function deadAuthors(sql: Sql, authors: readonly Author[]): Promise<Author
 }
 
 async function recordPresence(sql: Sql, presences: readonly DevicePresence[]): Promise<void> {
-  const given = presences.map(({ userId, deviceId, lastSeen, confirmedSeq }) => ({
+  const given = presences.map(({ userId, deviceId, lastSeen, confirmedSeq, connectedUntil }) => ({
     account: userId,
     device: deviceId,
     last_seen: lastSeen,
     confirmed_seq: confirmedSeq,
+    connected_until: connectedUntil,
   }));
   await sql`SELECT record_presence(${JSON.stringify(given)})`;
 }

@@ -3,7 +3,7 @@
  * another's rows and one account's data can live on one shard; the exceptions are the address an account is found by,
  * and invites, which belong to none yet.
  *
- * drizzle-kit makes the tables from this file; what it can't express (functions, storage parameters, deferred keys)
+ * drizzle-kit makes the tables from this file; what it can't express (functions, storage parameters)
  * stands in the custom migrations of drizzle/postgres.
  */
 import { sql } from "drizzle-orm";
@@ -78,6 +78,8 @@ export const devices = pgTable(
     tokenExpiresAt: instant("token_expires_at").notNull(),
     /** [R2] Delivery is confirmed up to this seq. */
     confirmedSeq: count("confirmed_seq").notNull(),
+    /** Milliseconds: an instance holds a socket of it, and will say so again before this time. */
+    connectedUntil: count("connected_until").notNull().default(0),
   },
   (table) => [primaryKey({ columns: [table.userId, table.id] })],
 );

@@ -151,14 +151,16 @@ function find(table: string) {
 type Table = ReturnType<typeof describe>;
 
 function describe(table: PgTable) {
-  const { name, columns, primaryKeys } = getTableConfig(table);
-  const key = primaryKeys[0]?.columns ?? columns.filter(({ primary }) => primary);
-  const typed = (column: (typeof columns)[number]): Column => ({ name: column.name, type: column.getSQLType() });
-  return {
-    name,
-    columns: columns.map(typed).sort((left, right) => (left.name < right.name ? -1 : 1)),
-    key: key.map(typed),
-  };
+  const config = getTableConfig(table);
+  const columns = config.columns
+    .map((column): Column => ({ name: column.name, type: column.getSQLType() }))
+    .sort((left, right) => (left.name < right.name ? -1 : 1));
+  // By name: a key's own columns don't know their type (drizzle's ExtraConfigColumn asks itself, without end).
+  const keyNames = (config.primaryKeys[0]?.columns ?? config.columns.filter(({ primary }) => primary)).map(
+    ({ name }) => name,
+  );
+  const key = keyNames.flatMap((name) => columns.filter((column) => column.name === name));
+  return { name: config.name, columns, key };
 }
 
 /**

@@ -1,9 +1,13 @@
 /** The SQLite migrations, embedded, and their runner. */
 import type { Database } from "bun:sqlite";
 import initial from "../../../drizzle/sqlite/0000_initial.sql" with { type: "text" };
+import presence from "../../../drizzle/sqlite/0001_presence.sql" with { type: "text" };
 
 /** In order; a new one is appended after `drizzle-kit generate` wrote it. */
-export const SQLITE_MIGRATIONS = [{ name: "0000_initial", sql: initial }] as const;
+export const SQLITE_MIGRATIONS = [
+  { name: "0000_initial", sql: initial },
+  { name: "0001_presence", sql: presence },
+] as const;
 
 /** The database was written by a newer server than this one. */
 export class NewerDatabaseError extends Error {

@@ -51,6 +51,8 @@ export const devices = sqliteTable(
     tokenExpiresAt: integer("token_expires_at").notNull(),
     /** [R2] Delivery is confirmed up to this seq. */
     confirmedSeq: integer("confirmed_seq").notNull(),
+    /** An instance holds a socket of it, and will say so again before this time. */
+    connectedUntil: integer("connected_until").notNull().default(0),
   },
   (table) => [primaryKey({ columns: [table.userId, table.id] })],
 );

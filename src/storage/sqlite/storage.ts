@@ -87,6 +87,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     .set({
       lastSeen: sql`max(${devices.lastSeen}, ${given("lastSeen")})`,
       confirmedSeq: sql`max(${devices.confirmedSeq}, ${given("confirmedSeq")})`,
+      connectedUntil: sql`max(${devices.connectedUntil}, ${given("connectedUntil")})`,
     })
     .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId"))))
     .prepare();
@@ -414,6 +415,7 @@ const deviceColumns = {
   lastSeen: devices.lastSeen,
   createdAt: devices.createdAt,
   confirmedSeq: devices.confirmedSeq,
+  connectedUntil: devices.connectedUntil,
 } satisfies Record<keyof Device, unknown>;
 
 const oneUser = (user: User | undefined): User | null => user ?? null;

@@ -22,10 +22,10 @@ const TABLES = new Map(
   }),
 );
 
-/** @param location of the database file, or of the folder that holds it */
+/** @param location of the database file, which ends in .db or is there, or of the folder that holds clipslot.db */
 export function openSqliteTransfer(location: string, role: "source" | "target"): TransferEnd {
-  const isFolder = existsSync(location) && statSync(location).isDirectory();
-  const path = isFolder ? join(location, "clipslot.db") : location;
+  const isFile = location.endsWith(".db") || (existsSync(location) && statSync(location).isFile());
+  const path = isFile ? location : join(location, "clipslot.db");
   if (role === "source" && !existsSync(path)) throw new TransferError(`There is no database at ${path}.`);
   const file = openSqliteFile(path);
   const { client } = file;

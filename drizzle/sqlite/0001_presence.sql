@@ -1,0 +1,1 @@
+ALTER TABLE `devices` ADD `connected_until` integer DEFAULT 0 NOT NULL;
