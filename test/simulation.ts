@@ -29,7 +29,7 @@ import { ask, fail, readTruth, type Truth, type World } from "./simulation/world
 /** So few that items leave unasked, in half of the seeds. */
 const SMALL_HISTORY_LIMIT = 12;
 const QUIET_ROUNDS = 30;
-const QUIET_DEADLINE_MS = 30_000;
+const QUIET_DEADLINE_MS = 60_000;
 const TRACE_LINES = 5_000;
 
 type Device = OldDevice | NewDevice;
@@ -53,7 +53,7 @@ export async function simulate(
       const env: Record<string, string> = evicts(first) ? { HISTORY_LIMIT: String(SMALL_HISTORY_LIMIT) } : {};
       await using host = await startHost(weatherOf(first), database, env);
       // Each seed of bad weather disturbs all that share its server: few at a time, or none gets quiet.
-      const width = weatherOf(first) === "steady" ? concurrency : Math.min(concurrency, 6);
+      const width = weatherOf(first) === "steady" ? concurrency : Math.min(concurrency, 3);
       // A password takes tens of milliseconds to hash: a crowd that signs up at once would only queue at the server.
       const newAccount = oneAtATime(() => signUp(host));
       const queue = [...group];
@@ -280,7 +280,10 @@ async function assemble(schedule: Schedule, host: Host, { token, cursor }: Accou
 
     // Every write of theirs is decided before this is.
     const olds = all.filter((device) => device.kind === "old");
-    await Promise.all(olds.map((device) => device.settle({ type: "history_delete", id: crypto.randomUUID() })));
+    const decided = await Promise.all(
+      olds.map((device) => device.settle({ type: "history_delete", id: crypto.randomUUID() })),
+    );
+    if (decided.includes(false)) return undefined;
     // The last change of all: whoever has it has what was before it.
     const marker = crypto.randomUUID();
     const newest = new Date(Date.now() + 59_000).toISOString(); // or it may be the first to be evicted

@@ -1,5 +1,5 @@
 /** What only the storage on PostgreSQL has: migrations by several at once, and a server that can go away. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import postgres from "postgres";
@@ -24,9 +24,10 @@ import {
   slot,
 } from "./storage-fixtures.ts";
 
-const DEADLINE_MS = 60_000;
 const BACK_WITHIN_MS = 5_000;
 const UNAVAILABLE = expect.objectContaining({ code: "unavailable", retryAfterMs: expect.any(Number) });
+
+setDefaultTimeout(60_000);
 
 describe("migrations", () => {
   test("the program carries every migration of its folder, in order", async () => {
@@ -37,25 +38,21 @@ describe("migrations", () => {
       expect(sql).toBe(await Bun.file(join(folder, `${name}.sql`)).text());
   });
 
-  test(
-    "several servers that start at once on an empty database all come up, on one schema",
-    async () => {
-      await using database = await createTestDatabase();
-      const opened = await Promise.all(
-        Array.from({ length: 6 }, () => openPostgresStorage(postgresOptions(database.url))),
-      );
-      try {
-        expect(new Set(opened.map(({ epoch }) => epoch)).size).toBe(1);
-        const [one, other] = opened;
-        if (one === undefined || other === undefined) throw new Error("six were opened");
-        const { author } = await createAccount(one);
-        expect(await applyOne(other, slot(author))).toMatchObject({ result: "applied" });
-      } finally {
-        await Promise.all(opened.map((storage) => storage.close()));
-      }
-    },
-    DEADLINE_MS,
-  );
+  test("several servers that start at once on an empty database all come up, on one schema", async () => {
+    await using database = await createTestDatabase();
+    const opened = await Promise.all(
+      Array.from({ length: 6 }, () => openPostgresStorage(postgresOptions(database.url))),
+    );
+    try {
+      expect(new Set(opened.map(({ epoch }) => epoch)).size).toBe(1);
+      const [one, other] = opened;
+      if (one === undefined || other === undefined) throw new Error("six were opened");
+      const { author } = await createAccount(one);
+      expect(await applyOne(other, slot(author))).toMatchObject({ result: "applied" });
+    } finally {
+      await Promise.all(opened.map((storage) => storage.close()));
+    }
+  });
 
   test("a second run finds nothing to do", async () => {
     await using database = await createTestDatabase();
@@ -84,110 +81,94 @@ describe("a database that is not there", () => {
     expect(await rejection(openPostgresStorage(options))).toEqual(UNAVAILABLE);
   });
 
-  test(
-    "connections that are killed in a burst of writes: each is acknowledged and kept, or refused as unavailable",
-    async () => {
-      await using database = await createTestDatabase();
-      await using opened = await open(database.url);
-      const { storage } = opened;
-      const { userId, author } = await createAccount(storage);
-      const acknowledged: string[] = [];
-      const refusals: unknown[] = [];
-      let bursting = true;
-      const writers = Array.from({ length: 20 }, async () => {
-        while (bursting) {
-          const write = push(author);
-          const outcome = await applyOne(storage, write, { historyItems: 1_000_000 }).catch((error: unknown) => {
-            refusals.push(error);
-          });
-          if (outcome?.result === "applied") acknowledged.push(write.id);
-        }
-      });
-      await using sql = connect(database.url);
-      for (let kill = 0; kill < 30; kill += 1) {
-        await Bun.sleep(15);
-        await sql`
+  test("connections that are killed in a burst of writes: each is acknowledged and kept, or refused as unavailable", async () => {
+    await using database = await createTestDatabase();
+    await using opened = await open(database.url);
+    const { storage } = opened;
+    const { userId, author } = await createAccount(storage);
+    const acknowledged: string[] = [];
+    const refusals: unknown[] = [];
+    let bursting = true;
+    const writers = Array.from({ length: 20 }, async () => {
+      while (bursting) {
+        const write = push(author);
+        const outcome = await applyOne(storage, write, { historyItems: 1_000_000 }).catch((error: unknown) => {
+          refusals.push(error);
+        });
+        if (outcome?.result === "applied") acknowledged.push(write.id);
+      }
+    });
+    await using sql = connect(database.url);
+    for (let kill = 0; kill < 30; kill += 1) {
+      await Bun.sleep(15);
+      await sql`
           SELECT pg_terminate_backend(pid) FROM pg_stat_activity
           WHERE datname = current_database() AND pid <> pg_backend_pid()`;
-      }
-      bursting = false;
-      await Promise.all(writers);
-      expect(refusals.length).toBeGreaterThan(0);
-      for (const refusal of refusals) expect(refusal).toEqual(UNAVAILABLE);
+    }
+    bursting = false;
+    await Promise.all(writers);
+    expect(refusals.length).toBeGreaterThan(0);
+    for (const refusal of refusals) expect(refusal).toEqual(UNAVAILABLE);
 
-      await backAgain(storage);
-      const kept = new Set((await allChanges(storage, userId)).map((change) => "id" in change && change.id));
-      expect(acknowledged.filter((id) => !kept.has(id))).toEqual([]);
-      // Every connection of the pool serves again.
-      await Promise.all(Array.from({ length: 50 }, () => storage.ping()));
-    },
-    DEADLINE_MS,
-  );
+    await backAgain(storage);
+    const kept = new Set((await allChanges(storage, userId)).map((change) => "id" in change && change.id));
+    expect(acknowledged.filter((id) => !kept.has(id))).toEqual([]);
+    // Every connection of the pool serves again.
+    await Promise.all(Array.from({ length: 50 }, () => storage.ping()));
+  });
 
-  test(
-    "a server that hangs is given up on in time, and found again when it goes on",
-    async () => {
-      await using server = await startPostgres({ fsync: false });
-      await using opened = await open(server.url, {
-        connectTimeoutSeconds: 3,
-        statementTimeoutMs: 1_500,
-        queryTimeoutMs: 2_000,
-      });
-      const { storage } = opened;
-      const { userId, author } = await createAccount(storage);
-      await server.freeze();
-      const since = performance.now();
-      const given = await Promise.all([
-        rejection(applyOne(storage, slot(author))),
-        rejection(storage.summary(userId)),
-        ...Array.from({ length: 20 }, () => rejection(storage.ping())),
-      ]);
-      expect(performance.now() - since).toBeLessThan(4_000);
-      for (const error of given) expect(error).toEqual(UNAVAILABLE);
-      // The connections that replace the silent ones hang as well.
-      for (let tries = 0; tries < 3; tries += 1) expect(await rejection(storage.ping())).toEqual(UNAVAILABLE);
-      server.thaw();
-      await backAgain(storage);
-      expect(await applyOne(storage, slot(author, { timestamp: NOW + 1 }))).toMatchObject({ result: "applied" });
-    },
-    DEADLINE_MS,
-  );
+  test("a server that hangs is given up on in time, and found again when it goes on", async () => {
+    await using server = await startPostgres({ fsync: false });
+    await using opened = await open(server.url, {
+      connectTimeoutSeconds: 3,
+      statementTimeoutMs: 1_500,
+      queryTimeoutMs: 2_000,
+    });
+    const { storage } = opened;
+    const { userId, author } = await createAccount(storage);
+    await server.freeze();
+    const since = performance.now();
+    const given = await Promise.all([
+      rejection(applyOne(storage, slot(author))),
+      rejection(storage.summary(userId)),
+      ...Array.from({ length: 20 }, () => rejection(storage.ping())),
+    ]);
+    expect(performance.now() - since).toBeLessThan(4_000);
+    for (const error of given) expect(error).toEqual(UNAVAILABLE);
+    // The connections that replace the silent ones hang as well.
+    for (let tries = 0; tries < 3; tries += 1) expect(await rejection(storage.ping())).toEqual(UNAVAILABLE);
+    server.thaw();
+    await backAgain(storage);
+    expect(await applyOne(storage, slot(author, { timestamp: NOW + 1 }))).toMatchObject({ result: "applied" });
+  });
 
-  test(
-    "a server that crashes and starts again is found again",
-    async () => {
-      await using server = await startPostgres({ fsync: false });
-      await using opened = await open(server.url);
-      const { storage } = opened;
-      const { author } = await createAccount(storage);
-      await server.stop("immediate");
-      for (let tries = 0; tries < 5; tries += 1) {
-        expect(await rejection(applyOne(storage, slot(author)))).toEqual(UNAVAILABLE);
-      }
-      await server.restart();
-      await backAgain(storage);
-      expect(await applyOne(storage, slot(author))).toMatchObject({ result: "applied" });
-    },
-    DEADLINE_MS,
-  );
+  test("a server that crashes and starts again is found again", async () => {
+    await using server = await startPostgres({ fsync: false });
+    await using opened = await open(server.url);
+    const { storage } = opened;
+    const { author } = await createAccount(storage);
+    await server.stop("immediate");
+    for (let tries = 0; tries < 5; tries += 1) {
+      expect(await rejection(applyOne(storage, slot(author)))).toEqual(UNAVAILABLE);
+    }
+    await server.restart();
+    await backAgain(storage);
+    expect(await applyOne(storage, slot(author))).toMatchObject({ result: "applied" });
+  });
 
-  test(
-    "closing does not wait for a server that hangs",
-    async () => {
-      await using server = await startPostgres({ fsync: false });
-      const storage = await openPostgresStorage(
-        postgresOptions(server.url, { queryTimeoutMs: 1_000, statementTimeoutMs: 900 }),
-      );
-      await server.freeze();
-      const hanging = rejection(storage.ping());
-      const since = performance.now();
-      await storage.close();
-      expect(performance.now() - since).toBeLessThan(5_000);
-      expect(await hanging).toEqual(UNAVAILABLE);
-      expect(await rejection(storage.ping())).toEqual(UNAVAILABLE);
-    },
-    DEADLINE_MS,
-  );
+  test("closing does not wait for a server that hangs", async () => {
+    await using server = await startPostgres({ fsync: false });
+    const storage = await openPostgresStorage(
+      postgresOptions(server.url, { queryTimeoutMs: 1_000, statementTimeoutMs: 900 }),
+    );
+    await server.freeze();
+    const hanging = rejection(storage.ping());
+    const since = performance.now();
+    await storage.close();
+    expect(performance.now() - since).toBeLessThan(5_000);
+    expect(await hanging).toEqual(UNAVAILABLE);
+    expect(await rejection(storage.ping())).toEqual(UNAVAILABLE);
+  });
 });
 
 describe("a database that is busy", () => {
@@ -204,32 +185,28 @@ describe("a database that is busy", () => {
     expect(await applyOne(storage, slot(author))).toMatchObject({ result: "applied", seq: 1 });
   });
 
-  test(
-    "a batch that PostgreSQL picked to end a deadlock is tried again",
-    async () => {
-      await using database = await createTestDatabase();
-      await using opened = await open(database.url);
-      const { storage } = opened;
-      const accounts = await Promise.all([createAccount(storage), createAccount(storage)]);
-      const [first, second] = accounts.toSorted((left, right) => (left.userId < right.userId ? -1 : 1));
-      if (first === undefined || second === undefined) throw new Error("two accounts were made");
-      await using sql = connect(database.url);
-      let batch: Promise<unknown> = Promise.resolve();
-      await sql.begin(async (transaction) => {
-        await transaction`SET LOCAL deadlock_timeout = '60s'`; // so that the batch notices first
-        await transaction`SELECT FROM users WHERE id = ${second.userId} FOR UPDATE`;
-        batch = storage.applyWrites(
-          [slot(first.author), slot(second.author)],
-          { historyItems: 10, accountBytes: 1_000 },
-          NOW,
-        );
-        await waitersOf(sql, 1);
-        await transaction`SELECT FROM users WHERE id = ${first.userId} FOR UPDATE`;
-      });
-      expect(await batch).toMatchObject({ outcomes: [{ result: "applied" }, { result: "applied" }] });
-    },
-    DEADLINE_MS,
-  );
+  test("a batch that PostgreSQL picked to end a deadlock is tried again", async () => {
+    await using database = await createTestDatabase();
+    await using opened = await open(database.url);
+    const { storage } = opened;
+    const accounts = await Promise.all([createAccount(storage), createAccount(storage)]);
+    const [first, second] = accounts.toSorted((left, right) => (left.userId < right.userId ? -1 : 1));
+    if (first === undefined || second === undefined) throw new Error("two accounts were made");
+    await using sql = connect(database.url);
+    let batch: Promise<unknown> = Promise.resolve();
+    await sql.begin(async (transaction) => {
+      await transaction`SET LOCAL deadlock_timeout = '60s'`; // so that the batch notices first
+      await transaction`SELECT FROM users WHERE id = ${second.userId} FOR UPDATE`;
+      batch = storage.applyWrites(
+        [slot(first.author), slot(second.author)],
+        { historyItems: 10, accountBytes: 1_000 },
+        NOW,
+      );
+      await waitersOf(sql, 1);
+      await transaction`SELECT FROM users WHERE id = ${first.userId} FOR UPDATE`;
+    });
+    expect(await batch).toMatchObject({ outcomes: [{ result: "applied" }, { result: "applied" }] });
+  });
 
   test("[W9] a batch locks its accounts in the order of their ids, whatever its own", async () => {
     await using world = await lockedWorld();

@@ -1,5 +1,5 @@
 /** The two storages, each against the contract and both against each other. */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -14,6 +14,9 @@ import { allChanges, apply, createAccount, postgresOptions, uuid } from "./stora
 
 const START_DEADLINE_MS = 30_000;
 const PROPERTY_DEADLINE_MS = 90_000;
+
+// Several files are tested at once, and each statement waits for its turn on the disk.
+setDefaultTimeout(30_000);
 
 storageContract("sqlite", openSqlite);
 storageContract("postgres", () => openPostgres());

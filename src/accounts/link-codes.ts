@@ -8,6 +8,7 @@ import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import type { Storage } from "../storage/storage.ts";
 import type { ServerKeys } from "./secret.ts";
+import { deadToken } from "./tokens.ts";
 
 /** Digits and capitals without those that are taken for one another: 0 and O, 1, I and L. */
 const ALPHABET = "23456789ABCDEFGHJKMNPQRSTUVWXYZ";
@@ -19,7 +20,11 @@ const NONCE_BYTES = 12;
 const TAG_BYTES = 16;
 
 export interface LinkCodes {
-  /** Keeps the key for a short time; an earlier code of the account no longer works. */
+  /**
+   * Keeps the key for a short time; an earlier code of the account no longer works.
+   *
+   * @throws AppError `token_invalid` when the account is gone
+   */
   create(userId: string, encryptedKey: string): Promise<string>;
   /**
    * Takes the key, once.
@@ -40,7 +45,7 @@ export function createLinkCodes({ config, storage, keys }: LinkCodesOptions): Li
     async create(userId, encryptedKey) {
       const now = Date.now();
       const code = drawCode();
-      await storage.putLinkCode(
+      const kept = await storage.putLinkCode(
         {
           userId,
           codeDigest: digest(userId, code),
@@ -49,6 +54,7 @@ export function createLinkCodes({ config, storage, keys }: LinkCodesOptions): Li
         },
         now,
       );
+      if (!kept) throw deadToken();
       return code;
     },
 

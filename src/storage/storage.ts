@@ -281,8 +281,8 @@ export interface Storage {
 
   // Link codes
 
-  /** One live code an account: replaces an older one. */
-  putLinkCode(code: LinkCode, now: number): Promise<void>;
+  /** One live code an account: replaces an older one. false: no such account. */
+  putLinkCode(code: LinkCode, now: number): Promise<boolean>;
   /**
    * Takes the account's code, once: returns its sealed key and erases it. A wrong digest counts; at `maxWrongTries`
    * the code is erased. null: wrong, gone, past its time, or never there.

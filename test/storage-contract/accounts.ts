@@ -117,6 +117,12 @@ export function accountsContract(storage: UnderTest): void {
       expect(await storage().takeLinkCode(userId, "right", 5, NOW)).toBeNull();
     });
 
+    test("an account that is gone gets none", async () => {
+      expect(await storage().putLinkCode(code(uuid()), NOW)).toBe(false);
+      const { userId } = await createAccount(storage());
+      expect(await storage().putLinkCode(code(userId), NOW)).toBe(true);
+    });
+
     test("a code belongs to its account", async () => {
       const [one, other] = [await createAccount(storage()), await createAccount(storage())];
       await storage().putLinkCode(code(one.userId), NOW);

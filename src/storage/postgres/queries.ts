@@ -7,7 +7,7 @@ import type { AccountProgress, Author, Change, DevicePresence, Storage, User } f
 import { changesAfter } from "./changes.ts";
 import { arrayLiteral } from "./literals.ts";
 import type { Client, Sql } from "./pool.ts";
-import { devices, instantText, invites, linkCodes, serverMeta, syncedHistory, syncedSlots, users } from "./schema.ts";
+import { devices, instantText, invites, serverMeta, syncedHistory, syncedSlots, users } from "./schema.ts";
 import { applyWrites } from "./writes.ts";
 
 export interface Queries extends Omit<Storage, "dialect" | "epoch" | "foreignChanges" | "close"> {
@@ -162,11 +162,16 @@ export function prepareQueries({ sql, db }: Client): Queries {
     deadAuthors: (authors) => deadAuthors(sql, authors),
     recordPresence: (presences) => recordPresence(sql, presences),
 
-    async putLinkCode(code) {
-      await db
-        .insert(linkCodes)
-        .values(code)
-        .onConflictDoUpdate({ target: linkCodes.userId, set: { ...code, wrongTries: 0 } });
+    async putLinkCode({ userId, codeDigest, sealedKey, expiresAt }) {
+      // Locked first: an account that is being deleted is gone by the time we have it.
+      const put = await sql`
+        WITH account AS (SELECT id FROM users WHERE id = ${userId} FOR KEY SHARE)
+        INSERT INTO link_codes (user_id, code_digest, sealed_key, expires_at)
+        SELECT id, ${codeDigest}, ${sealedKey}, ${instantText(expiresAt)} FROM account
+        ON CONFLICT (user_id) DO UPDATE SET code_digest = excluded.code_digest, sealed_key = excluded.sealed_key,
+          expires_at = excluded.expires_at, wrong_tries = 0
+        RETURNING user_id`;
+      return put.length === 1;
     },
     takeLinkCode: (userId, codeDigest, maxWrongTries, now) =>
       value<string | null>(sql`SELECT take_link_code(${userId}, ${codeDigest}, ${maxWrongTries}, ${now}) AS value`),

@@ -3,14 +3,15 @@
  * changes several rows is one immediate transaction.
  */
 import { SQLiteError } from "bun:sqlite";
-import { and, asc, desc, eq, gt, inArray, isNull, lt, lte, ne, or, sql } from "drizzle-orm";
+import { and, asc, eq, gt, inArray, isNull, lt, lte, ne, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/bun-sqlite";
 import { AppError } from "../../errors.ts";
 import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
 import { prepareChanges } from "./changes.ts";
+import { prepareReads } from "./reads.ts";
 import { createDurability } from "./durability.ts";
 import { openSqliteFile, openSqliteFileBeside } from "./open.ts";
-import { devices, historyTombstones, invites, linkCodes, syncedHistory, syncedSlots, users } from "./schema.ts";
+import { devices, historyTombstones, invites, linkCodes, syncedHistory, users } from "./schema.ts";
 import { prepareWrites } from "./writes.ts";
 
 /**
@@ -40,48 +41,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     .from(devices)
     .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
     .prepare();
-  const slotList = db
-    .select({
-      slotNumber: syncedSlots.slotNumber,
-      bytes: syncedSlots.encryptedBlob,
-      updatedAt: syncedSlots.updatedAt,
-      updatedBy: syncedSlots.updatedBy,
-      seq: syncedSlots.seq,
-    })
-    .from(syncedSlots)
-    .where(and(eq(syncedSlots.userId, given("userId")), eq(syncedSlots.cleared, false)))
-    .orderBy(syncedSlots.slotNumber)
-    .prepare();
-  const historyPage = (keyset: boolean) =>
-    db
-      .select({
-        id: syncedHistory.id,
-        bytes: syncedHistory.encryptedBlob,
-        contentHash: syncedHistory.contentHash,
-        deviceId: syncedHistory.deviceId,
-        createdAt: syncedHistory.createdAt,
-        expiresAt: syncedHistory.expiresAt,
-        seq: syncedHistory.seq,
-      })
-      .from(syncedHistory)
-      .where(
-        and(
-          eq(syncedHistory.userId, given("userId")),
-          keyset
-            ? or(
-                lt(syncedHistory.createdAt, given("beforeCreatedAt")),
-                and(eq(syncedHistory.createdAt, given("beforeCreatedAt")), lt(syncedHistory.id, given("beforeId"))),
-              )
-            : undefined,
-          keyset ? lte(syncedHistory.createdAt, given("beforeCreatedAt")) : undefined,
-        ),
-      )
-      .orderBy(desc(syncedHistory.createdAt), desc(syncedHistory.id))
-      .limit(given("limit"))
-      .offset(given("offset"))
-      .prepare();
-  const firstHistoryPage = historyPage(false);
-  const nextHistoryPage = historyPage(true);
+  const reads = prepareReads(client);
   const savePresence = db
     .update(devices)
     .set({
@@ -130,17 +90,9 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
             .get() ?? null,
       ),
 
-    slots: (userId) =>
-      read(() => slotList.all({ userId }).map(({ bytes, ...slot }) => ({ ...slot, blob: bytes.toString("base64") }))),
+    slots: (userId) => read(() => reads.slots(userId)),
 
-    history: (userId, { limit, offset, before }) =>
-      read(() => {
-        const rows =
-          before === null
-            ? firstHistoryPage.all({ userId, limit, offset })
-            : nextHistoryPage.all({ userId, limit, offset, beforeCreatedAt: before.createdAt, beforeId: before.id });
-        return rows.map(({ bytes, ...item }) => ({ ...item, blob: bytes.toString("base64") }));
-      }),
+    history: (userId, page) => read(() => reads.history(userId, page)),
 
     createUser: (user) =>
       write(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
@@ -268,11 +220,14 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
       }),
 
     putLinkCode: (code, _now) =>
-      write(() => {
+      transaction(() => {
+        const account = db.select({ id: users.id }).from(users).where(eq(users.id, code.userId)).get();
+        if (account === undefined) return false;
         db.insert(linkCodes)
           .values(code)
           .onConflictDoUpdate({ target: linkCodes.userId, set: { ...code, wrongTries: 0 } })
           .run();
+        return true;
       }),
 
     takeLinkCode: (userId, codeDigest, maxWrongTries, now) =>
