@@ -227,6 +227,31 @@ describe.each([...DATABASES])("a device of protocol 1 catches up, on %s", (datab
     expect(caughtUp).toEqual(ids);
   }, 20_000);
 
+  test("[R6] sockets of a removed device, of a changed password and of a token past its time close with 4401", async () => {
+    await using world = await writerAndReader(database, (config) => ({
+      ...config,
+      auth: { ...config.auth, deviceTokenSeconds: 4 },
+    }));
+    const { server, account } = world;
+    const { token } = account;
+    const removed = await TestSocket.open(server, world.reader.token);
+    const soon = Date.now() + 1_000;
+    await server.json("DELETE", `/api/auth/device/${world.reader.id}`, { token, status: 204 });
+    expect(await removed.closed).toMatchObject({ code: 4401 });
+    expect(Date.now()).toBeLessThan(soon);
+
+    const device = await createDevice(server, account);
+    const tokenEnds = Date.now() + 4_000;
+    const outliving = await TestSocket.open(server, device.token, "&protocol=2");
+    expect(await outliving.closed).toMatchObject({ code: 4401 });
+    expect(Date.now()).toBeWithin(tokenEnds - 1_000, tokenEnds + 1_000);
+
+    const passwordChanged = await TestSocket.open(server, (await createDevice(server, account)).token);
+    const body = { current_password: account.password, new_password: "another password" };
+    await server.json("POST", "/api/auth/password", { token, body });
+    expect(await passwordChanged.closed).toMatchObject({ code: 4401 });
+  }, 20_000);
+
   test("[W9] eight writers on one account: a reader that polls the changes never misses one", async () => {
     await using world = await writerAndReader(database);
     const { token } = world.account;

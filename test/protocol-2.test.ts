@@ -18,7 +18,7 @@ import {
 import { RawSocket } from "./raw-socket.ts";
 
 describe.each([...DATABASES])("protocol 2 on %s", (database) => {
-  test("[P2] welcome comes first, then all that lives, then sync_complete, then what is new", async () => {
+  test("[P3] [P4] welcome comes first, then all that lives, then sync_complete, then what is new", async () => {
     await using world = await accountWithContent(database);
     const { server, account, writer, items } = world;
     const device = await createDevice(server, account);
@@ -50,7 +50,36 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(socket.received.filter(({ type }) => type === "sync_complete")).toHaveLength(1);
   });
 
-  test("[P2] with a cursor comes only what is newer, deletions and clears among it", async () => {
+  test("[P1] [P2] the address says which protocol, and the token may stand in three places", async () => {
+    await using world = await accountWithContent(database);
+    const { server, reader } = world;
+    const address = `${server.url.replace("http", "ws")}/api/sync/ws?protocol=2`;
+    for (const open of [
+      () => new WebSocket(address, ["clipslot", reader.token]),
+      () => new WebSocket(address, { headers: { Authorization: `Bearer ${reader.token}` } }),
+      () => new WebSocket(`${address}&token=${reader.token}`),
+    ]) {
+      const socket = open();
+      const { promise, resolve, reject } = Promise.withResolvers<string>();
+      socket.onmessage = ({ data }) => resolve(JSON.parse(String(data)).type);
+      socket.onclose = ({ code }) => reject(new Error(`closed with ${code}`));
+      expect(await promise).toBe("welcome");
+      expect(socket.protocol).toBe(
+        socket.url.includes("token=") || open.toString().includes("headers") ? "" : "clipslot",
+      );
+      socket.close();
+    }
+    const headers = {
+      Connection: "Upgrade",
+      Upgrade: "websocket",
+      "Sec-WebSocket-Version": "13",
+      "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    };
+    const answer = await server.json("GET", "/api/sync/ws?protocol=3", { token: reader.token, headers, status: 400 });
+    expect(answer).toMatchObject({ code: "bad_request" });
+  });
+
+  test("[P4] with a cursor comes only what is newer, deletions and clears among it", async () => {
     await using world = await accountWithContent(database);
     const { server, writer, reader, items } = world;
     const first = await TestSocket.open(server, reader.token, "&protocol=2");
@@ -72,7 +101,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     await third.close();
   });
 
-  test("[P2] no pings: its cursor is its own, and an unconfirmed 33rd message comes", async () => {
+  test("[P5] no pings: its cursor is its own, and an unconfirmed 33rd message comes", async () => {
     await using world = await accountWithContent(database);
     await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });
     for (let count = 0; count < 40; count += 1) await world.writer.sendForAnswer(historyPush(randomBlob()));
@@ -84,7 +113,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     }
   });
 
-  test("[P2] a ref is answered: applied, stale, duplicate, or an error with its code", async () => {
+  test("[P6] a ref is answered: applied, stale, duplicate, or an error with its code", async () => {
     await using world = await accountWithContent(database);
     const { writer } = world;
     const now = Date.now();
@@ -122,7 +151,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(await writer.sendForAnswer({ type: "tea" })).toMatchObject({ type: "error", code: "bad_request" });
   });
 
-  test("[P2] without a ref a write has no answer but [W6]", async () => {
+  test("[P6] without a ref a write has no answer but [W6]", async () => {
     await using world = await accountWithContent(database);
     const { writer } = world;
     const received = writer.received.length;
@@ -132,7 +161,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(writer.received).toHaveLength(received + 1);
   });
 
-  test("[P2] base_seq that still stands wins whatever the clocks say; one that does not is no help", async () => {
+  test("[P7] base_seq that still stands wins whatever the clocks say; one that does not is no help", async () => {
     await using world = await accountWithContent(database);
     const { writer, server, account } = world;
     const ahead = Date.now() + 50_000;
@@ -150,7 +179,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(await writer.sendForAnswer(clear)).toMatchObject({ result: "applied" });
   });
 
-  test("[W6] the winner keeps its place in the stream, also while the loser catches up", async () => {
+  test("[P5] [W6] the winner keeps its place in the stream, also while the loser catches up", async () => {
     await using world = await accountWithContent(database);
     const { server, account, reader, writer } = world;
     for (let count = 0; count < 30; count += 1) await writer.sendForAnswer(historyPush(randomBlob(700_000)));
@@ -174,7 +203,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(winners).toBeGreaterThanOrEqual(1);
   }, 20_000);
 
-  test("[P2] resync_required says why, over the socket with close code 4410 and over REST with 410", async () => {
+  test("[P8] resync_required says why, over the socket with close code 4410 and over REST with 410", async () => {
     await using world = await accountWithContent(database);
     const { server, account, reader, writer, items } = world;
     const { cursor } = await server.json("GET", "/api/sync/changes", { token: account.token });
@@ -208,7 +237,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     await over.close();
   });
 
-  test("[P2] GET changes speaks the socket's objects, pages, and shares its cursors", async () => {
+  test("[P10] GET changes speaks the socket's objects, pages, and shares its cursors", async () => {
     await using world = await accountWithContent(database);
     const { server, account, reader, writer } = world;
     const { token } = account;
@@ -239,7 +268,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     }
   });
 
-  test("[P2] a first reading in pages tells of what is deleted while it reads", async () => {
+  test("[P4] [P10] a first reading in pages tells of what is deleted while it reads", async () => {
     await using world = await accountWithContent(database);
     const { server, account, writer, items } = world;
     const { token } = account;
@@ -257,7 +286,7 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     expect(rest.changes.filter(({ type }: Message) => type === "history_deleted")).toHaveLength(1);
   });
 
-  test("history pages by key: nothing that comes or goes meanwhile shifts them, and Link leads on", async () => {
+  test("[H1] history pages by key: nothing that comes or goes meanwhile shifts them, and Link leads on", async () => {
     await using world = await accountWithContent(database);
     const { server, account } = world;
     const { token } = account;

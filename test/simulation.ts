@@ -43,9 +43,10 @@ export interface SeedResult {
 /** Runs seeds side by side; those of one weather share a server. */
 export async function simulate(
   seeds: readonly number[],
-  { database = "sqlite", concurrency = 20, onResult = () => {} }: SimulateOptions = {},
+  { database = "sqlite", concurrency = 20, isEnough = () => false, onResult = () => {} }: SimulateOptions = {},
 ): Promise<SeedResult[]> {
   const results: SeedResult[] = [];
+  const started = performance.now();
   const groups = Map.groupBy(seeds, (seed) => `${weatherOf(seed)} ${evicts(seed)}`);
   await Promise.all(
     [...groups.values()].map(async (group) => {
@@ -59,6 +60,7 @@ export async function simulate(
       const queue = [...group];
       const work = async () => {
         for (let seed = queue.shift(); seed !== undefined; seed = queue.shift()) {
+          if (isEnough(results.length, performance.now() - started)) return;
           const result = await runSeed(seed, host, newAccount);
           results.push(result);
           onResult(result);
@@ -74,6 +76,8 @@ export interface SimulateOptions {
   database?: DatabaseKind;
   /** Seeds at a time on one server. */
   concurrency?: number;
+  /** No further seed begins when so many are done after so long. */
+  isEnough?: (done: number, milliseconds: number) => boolean;
   onResult?: (result: SeedResult) => void;
 }
 

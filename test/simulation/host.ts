@@ -9,9 +9,9 @@ import type { Weather } from "./schedule.ts";
 
 export interface Host extends AsyncDisposable {
   /** Where it listens now: a server that was killed comes back elsewhere. */
-  url(): string;
+  readonly url: () => string;
   /** Ends the server as the weather has it, and starts it again. One at a time, whoever asks. */
-  restart(): Promise<void>;
+  readonly restart: () => Promise<void>;
 }
 
 /**

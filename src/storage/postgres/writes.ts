@@ -6,6 +6,7 @@ import { compareSlotVersions } from "../merge.ts";
 import type {
   AccountProgress,
   AppliedBatch,
+  Author,
   Change,
   HistoryChange,
   HistoryDeletion,
@@ -68,15 +69,23 @@ export async function applyWrites(
   return readAnswer(whole, await send(sql, whole, limits, now));
 }
 
-/** As little as an account has to remember of the round it is in. */
+/** What is to be known of an account while its writes are arranged: the round it is in, and what that holds. */
 interface Account {
   round: number;
   steps: number;
   keys: Set<string>;
   deletes: boolean;
-  /** The greatest write to each slot so far, where the next may overtake it. */
-  greatest: Map<number, Sent>;
+  /** By slot: the greatest write so far, which the next may overtake. */
+  greatest: Map<number, Rival>;
 }
+
+interface Rival {
+  sent: Sent;
+  write: TimedSlotWrite;
+}
+
+/** A slot write about which [W2] alone decides. */
+type TimedSlotWrite = SlotWrite & { timestamp: number; baseSeq: null };
 
 /**
  * Arranges writes into rounds as apply_writes wants them: the effect is that of one write after another.
@@ -94,14 +103,13 @@ function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }):
   for (const [place, write] of writes.entries()) {
     const account = accounts.get(write.author.userId) ?? newRound(1);
     accounts.set(write.author.userId, account);
-    const rival = shorten && write.kind === "slot" ? account.greatest.get(write.slotNumber) : undefined;
-    if (rival !== undefined && write.kind === "slot" && comparable(rival.write, write)) {
-      const order = compareSlotVersions(version(write), version(rival.write));
-      if (order <= 0) {
-        beaten.push({ place, by: rival, equal: order === 0 });
-        continue;
-      }
-      rival.passing = true;
+    const duel = shorten && isTimed(write) ? duelWithGreatest(account, write) : undefined;
+    if (duel !== undefined && duel.order <= 0) {
+      beaten.push({ place, by: duel.rival, equal: duel.order === 0 });
+      continue;
+    }
+    if (duel !== undefined) {
+      duel.rival.passing = true;
     } else if (clashes(account, write)) {
       Object.assign(account, newRound(account.round + 1));
       rounds = Math.max(rounds, account.round);
@@ -111,7 +119,7 @@ function planBatch(writes: readonly Write[], { shorten }: { shorten: boolean }):
     sent.push(one);
     for (const key of keysOf(write)) account.keys.add(key);
     account.deletes ||= write.kind === "history_delete";
-    if (write.kind === "slot") account.greatest.set(write.slotNumber, one);
+    if (isTimed(write)) account.greatest.set(write.slotNumber, { sent: one, write });
   }
   return { sent, beaten, rounds };
 }
@@ -135,18 +143,26 @@ function keysOf(write: Write): string[] {
   }
 }
 
-/** [W2] alone decides between the two: one author, each with a timestamp and without a base. */
-function comparable(left: Write, right: SlotWrite): left is SlotWrite & { timestamp: number } {
-  return (
-    left.kind === "slot" &&
-    left.author.deviceId === right.author.deviceId &&
-    left.author.tokenGeneration === right.author.tokenGeneration &&
-    [left, right].every(({ timestamp, baseSeq }) => timestamp !== null && baseSeq === null)
-  );
+function isTimed(write: Write): write is TimedSlotWrite {
+  return write.kind === "slot" && write.timestamp !== null && write.baseSeq === null;
 }
 
-function version({ timestamp, author, blob }: SlotWrite) {
-  return { timestamp: timestamp ?? 0, deviceId: author.deviceId, content: () => Buffer.from(blob ?? "", "base64") };
+/**
+ * A write against the greatest to its slot so far. Only where both are of one author: whether a token counts is decided
+ * in the database, and one that doesn't must not stand in another's way.
+ */
+function duelWithGreatest(account: Account, write: TimedSlotWrite): { rival: Sent; order: number } | undefined {
+  const greatest = account.greatest.get(write.slotNumber);
+  if (greatest === undefined || !sameAuthor(greatest.write.author, write.author)) return undefined;
+  return { rival: greatest.sent, order: compareSlotVersions(versionOf(write), versionOf(greatest.write)) };
+}
+
+function sameAuthor(left: Author, right: Author): boolean {
+  return left.deviceId === right.deviceId && left.tokenGeneration === right.tokenGeneration;
+}
+
+function versionOf({ timestamp, author, blob }: TimedSlotWrite) {
+  return { timestamp, deviceId: author.deviceId, content: () => Buffer.from(blob ?? "", "base64") };
 }
 
 function send(sql: Sql, { sent, beaten, rounds }: Plan, limits: WriteLimits, now: number) {

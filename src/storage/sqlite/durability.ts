@@ -15,11 +15,17 @@ import { closeSync, fdatasync, fdatasyncSync, openSync } from "node:fs";
 import { promisify } from "node:util";
 import { AppError } from "../../errors.ts";
 
+/**
+ * From so many writes on the log is synced in a thread. For fewer the way to a thread and back takes longer than the
+ * loop gains: one pair's round trip is 0.3 ms without it and 0.8 ms with it on a busy machine.
+ */
+const IN_THREAD_WRITES = 8;
+
 const fdatasyncInThread = promisify(fdatasync);
 
 export interface Durability {
-  /** Notes that a transaction has just been committed. */
-  committed(): void;
+  /** Notes that a transaction of so many writes has just been committed. */
+  committed(writes: number): void;
   /**
    * Resolves when all that has been committed so far is on the disk.
    *
@@ -37,10 +43,12 @@ export function createDurability(client: Database, path: string): Durability {
   let synced = 0;
   let syncing: Promise<void> | undefined;
   let suspect = false;
+  let unsyncedWrites = 0;
 
   return {
-    committed() {
+    committed(writes) {
       commits += 1;
+      unsyncedWrites += writes;
     },
     async settled() {
       const target = commits;
@@ -59,8 +67,11 @@ export function createDurability(client: Database, path: string): Durability {
   async function sync(): Promise<void> {
     const target = commits;
     try {
+      const inThread = unsyncedWrites >= IN_THREAD_WRITES;
+      unsyncedWrites = 0;
       if (suspect) startAnew();
-      else await fdatasyncInThread(log);
+      else if (inThread) await fdatasyncInThread(log);
+      else fdatasyncSync(log);
       synced = target;
     } catch (cause) {
       suspect = true;

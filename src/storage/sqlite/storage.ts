@@ -59,7 +59,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     applyWrites: (given, limits, now) =>
       read(() => {
         const batch = writes.apply(given, limits, now);
-        if (batch.accounts.length > 0) durability?.committed();
+        if (batch.accounts.length > 0) durability?.committed(given.length);
         return batch;
       }),
 
@@ -296,7 +296,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     return read(() => {
       const done = operation();
       writes.forget();
-      durability?.committed();
+      durability?.committed(1);
       return done;
     });
   }
