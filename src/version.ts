@@ -3,7 +3,7 @@ import manifest from "../package.json" with { type: "json" };
 /** The version of this server, as package.json says. */
 export const VERSION: string = manifest.version;
 
-/** Put in by scripts/build.ts; there is none when the sources run as they are. */
+/** Put in by src/build.ts; there is none when the sources run as they are. */
 declare const CLIPSLOT_COMMIT: string;
 
 /** The commit this server was built from; of a source checkout, the one that is checked out; "unknown" without git. */

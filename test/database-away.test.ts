@@ -25,7 +25,7 @@ const BACK_WITHIN_MS = 5_000;
 interface Outage {
   name: string;
   /** Takes the database away; returns what brings it back. */
-  begin(postgres: PostgresServer): Promise<() => Promise<void> | void>;
+  begin: (postgres: PostgresServer) => Promise<() => Promise<void> | void>;
   /** Some outages are over before anyone notices. */
   lasts: boolean;
 }
@@ -34,7 +34,7 @@ const outages: Outage[] = [
   {
     name: "stopped with `immediate` and started again",
     lasts: true,
-    async begin(postgres) {
+    begin: async (postgres) => {
       await postgres.stop("immediate");
       return () => postgres.restart();
     },
@@ -42,7 +42,7 @@ const outages: Outage[] = [
   {
     name: "killed with -9 and started again",
     lasts: true,
-    async begin(postgres) {
+    begin: async (postgres) => {
       await postgres.kill("SIGKILL");
       return () => postgres.restart();
     },
@@ -50,7 +50,7 @@ const outages: Outage[] = [
   {
     name: "stopped by SIGSTOP for longer than any deadline",
     lasts: true,
-    async begin(postgres) {
+    begin: async (postgres) => {
       await postgres.freeze();
       return () => postgres.thaw();
     },
@@ -58,7 +58,7 @@ const outages: Outage[] = [
   {
     name: "with every connection terminated",
     lasts: false,
-    async begin(postgres) {
+    begin: async (postgres) => {
       await using sql = new Bun.SQL(postgres.url, { max: 1 });
       await sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'`;
       return () => {};

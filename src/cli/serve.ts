@@ -171,7 +171,7 @@ export async function startServer(
     setInterval(() => void attempt("look for changes", hub.look), config.relay.pollIntervalMs),
     setInterval(() => void attempt("look for revoked tokens", hub.recheck), config.relay.recheckIntervalMs),
     setInterval(() => void presence.flush(), config.relay.presenceIntervalMs),
-    setInterval(hub.holdAll, config.relay.presenceLeaseMs / 2),
+    setInterval(() => hub.holdAll(), config.relay.presenceLeaseMs / 2),
     setInterval(() => void retention.sweep(Date.now()), config.sync.retentionIntervalMs),
   ];
   opening.defer(() => timers.forEach(clearInterval));

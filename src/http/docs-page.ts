@@ -23,13 +23,14 @@ export function docsPage(document: OpenApiDocument, rules: string): string {
 <style>${css}</style>
 <h1>${text(document.info["title"])} ${text(document.info["version"])}</h1>
 <p>${text(document.info["description"])}</p>
-<nav>${document.tags.map(({ name }) => link(name, name)).join("")}${link("websocket", "WebSocket")}${link("schemas", "Schemas")}<a href="/api-docs/openapi.json">OpenAPI 3.1</a></nav>
+<nav>${document.tags.map(({ name }) => link(name, name)).join("")}${link("websocket", "WebSocket")}${link("protocol", "Protocol")}${link("schemas", "Schemas")}<a href="/api-docs/openapi.json">OpenAPI 3.1</a></nav>
 ${sections.join("\n")}
 <h2 id="websocket">WebSocket</h2>
 <p>${link("get-/api/sync/ws", "GET /api/sync/ws")} opens it. Messages are JSON text. A field or a type that a client does not know is to be ignored.</p>
 <h3>From the client</h3>${messages(schemas["ClientMessage"], schemas)}
 <h3>From the server</h3>${messages(schemas["ServerMessage"], schemas)}
-<h3>The rules</h3>${Bun.markdown.html(withoutTitle(rules), { headings: { ids: true }, noHtmlBlocks: true, noHtmlSpans: true })}
+<h2 id="protocol">The protocol</h2>
+${Bun.markdown.html(belowTitle(rules), { headings: { ids: true }, noHtmlBlocks: true, noHtmlSpans: true })}
 <h2 id="schemas">Schemas</h2>
 ${Object.entries(schemas)
   .map(([name, schema]) => `<h3 id="${anchor(name)}">${text(name)}</h3>${shape(schema)}`)
@@ -154,9 +155,9 @@ function anchor(name: string): string {
   return name.toLowerCase().replaceAll(/[^a-z0-9]+/g, "-");
 }
 
-/** The page has a title of its own. */
-function withoutTitle(markdown: string): string {
-  return markdown.replace(/^# .*\n/, "");
+/** The page has a title of its own, and this stands below one of its headings. */
+function belowTitle(markdown: string): string {
+  return markdown.replace(/^# .*\n/, "").replaceAll(/^##/gm, "###");
 }
 
 function text(value: unknown): string {

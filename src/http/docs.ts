@@ -28,11 +28,12 @@ export function docsHandlers({ protocol, version }: DocsDependencies) {
 
 async function make(protocol: Protocol, version: string): Promise<Docs> {
   const { openApiDocument } = await import("./openapi.ts");
+  const { default: rules } = await import("../PROTOCOL.md", { with: { type: "text" } });
   const { docsPage, STYLE_HASH } = await import("./docs-page.ts");
   const document = openApiDocument(protocol, version);
   return {
     json: JSON.stringify(document),
-    page: docsPage(document, ""),
+    page: docsPage(document, rules),
     policy: `default-src 'none'; style-src ${STYLE_HASH}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
   };
 }

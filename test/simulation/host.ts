@@ -3,12 +3,15 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { startChildServer } from "../child.ts";
+import type { Config } from "../../src/config.ts";
 import { startTestServer, type DatabaseKind } from "../harness.ts";
 import { createTestDatabase } from "../postgres.ts";
 import type { Weather } from "./schedule.ts";
 
+const JWT_SECRET = "0123456789abcdefghijklmnopqrstuvwxyz-simulation";
+
 export interface Host extends AsyncDisposable {
-  /** Where it listens now: a server that was killed comes back elsewhere. */
+  /** Where to connect now: a server that was killed comes back elsewhere, and there may be two. */
   readonly url: () => string;
   /** Ends the server as the weather has it, and starts it again. One at a time, whoever asks. */
   readonly restart: () => Promise<void>;
@@ -21,22 +24,29 @@ export async function startHost(weather: Weather, database: DatabaseKind, env: R
   return weather === "kills" ? startKilledHost(database, env) : startRestartedHost(database, env);
 }
 
+/** On PostgreSQL there are two instances: connections go to one and the other in turn, and so do restarts. */
 async function startRestartedHost(database: DatabaseKind, env: Record<string, string>): Promise<Host> {
-  const server = await startTestServer({
-    database,
-    env: { ...env, LOG_LEVEL: "warn" },
+  const options = {
+    env: { ...env, JWT_SECRET, LOG_LEVEL: "warn" },
     // A connection that was broken in between does not answer a goodbye: no need to wait for it.
-    adjust: (config) => ({ ...config, relay: { ...config.relay, closeGraceMs: 50 } }),
-  });
+    adjust: (config: Config) => ({ ...config, relay: { ...config.relay, closeGraceMs: 50 } }),
+  };
+  const first = await startTestServer({ ...options, database });
+  const servers = [first];
+  if (first.databaseUrl !== undefined) {
+    servers.unshift(await startTestServer({ ...options, databaseUrl: first.databaseUrl }));
+  }
+  const inTurn = () => {
+    let turn = 0;
+    return () => servers[turn++ % servers.length] ?? first;
+  };
+  const [nextToServe, nextToRestart] = [inTurn(), inTurn()];
   return {
-    url: () => server.url,
-    restart: oneAtATime(() =>
-      server.restart().catch((e) => {
-        console.log(Bun.inspect(e));
-        throw e;
-      }),
-    ),
-    [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    url: () => nextToServe().url,
+    restart: oneAtATime(() => nextToRestart().restart()),
+    async [Symbol.asyncDispose]() {
+      for (const server of servers) await server[Symbol.asyncDispose]();
+    },
   };
 }
 

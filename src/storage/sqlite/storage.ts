@@ -56,11 +56,11 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     dialect: "sqlite",
     epoch: file.epoch,
 
-    applyWrites: (given, limits, now) =>
+    applyWrites: (batch, limits, now) =>
       read(() => {
-        const batch = writes.apply(given, limits, now);
-        if (batch.accounts.length > 0) durability?.committed(given.length);
-        return batch;
+        const applied = writes.apply(batch, limits, now);
+        if (applied.accounts.length > 0) durability?.committed(batch.length);
+        return applied;
       }),
 
     changesAfter: (userId, afterSeq, page) => read(() => changesAfter(userId, afterSeq, page)),

@@ -1,6 +1,6 @@
 /**
  * The other side of in-thread.ts: runs one statement on a database file, in a thread of its own. An entry point of the
- * build (scripts/build.ts), because threads start from a file.
+ * build (src/build.ts), because threads start from a file.
  */
 import { Database } from "bun:sqlite";
 import type { Job, JobResult } from "./in-thread.ts";

@@ -1,14 +1,14 @@
 /**
  * Builds the server as one executable file: for this machine, or with --all for every system there are releases for.
  *
- *   bun scripts/build.ts [--all] [--outfile FILE]
+ *   bun src/build.ts [--all] [--outfile FILE]
  *
  * For other systems Bun fetches its own executable from the npm registry, in the version that runs this.
  */
 import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
-import { describeCheckout, VERSION } from "../src/version.ts";
+import { describeCheckout, VERSION } from "./version.ts";
 
 const ROOT = join(import.meta.dir, "..");
 const DIST = join(ROOT, "dist");
