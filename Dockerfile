@@ -9,7 +9,6 @@ WORKDIR /build
 COPY package.json bun.lock bunfig.toml ./
 RUN bun install --frozen-lockfile --production --omit=optional --ignore-scripts
 COPY tsconfig.json ./
-COPY scripts scripts
 COPY src src
 COPY drizzle drizzle
 # What --version says beside the version: there is no git here.

@@ -131,7 +131,9 @@ const FIXED = {
     messagesPerDevice: { burst: 2_000, everyMs: 2 },
     messageBytes: 64 * KIB,
     /** Messages that may be refused before the socket is closed. */
-    refusedMessagesPerDevice: { burst: 200, everyMs: 1_000 },
+    refusedMessagesPerDevice: { burst: 200, everyMs: SECOND_MS },
+    /** How long a device that was cut off for it opens no other socket. */
+    floodPauseMs: 10 * SECOND_MS,
     /** Of one device the oldest socket makes room: it is most likely half open. */
     socketsPerDevice: 8,
     socketsPerAccount: 200,

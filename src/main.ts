@@ -17,6 +17,14 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   config: () => import("./cli/config.ts"),
 };
 
+// Whoever reads our output may leave before its end (`user list | head`, a log collector that restarts). That is no
+// reason to fail, and none at all for a server to stop.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error;
+  });
+}
+
 process.exitCode = await main(process.argv.slice(2), {
   env: process.env,
   print: (line) => process.stdout.write(`${line}\n`),

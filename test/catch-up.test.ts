@@ -187,6 +187,26 @@ describe.each([...DATABASES])("a device of protocol 1 catches up, on %s", (datab
     for (const list of heard) expect(list).toEqual(ids);
   });
 
+  test("[R3] the first socket of an account, opened between writes that no socket made, misses none", async () => {
+    await using world = await writerAndReader(database);
+    await world.writer.close();
+    const { server, account, reader } = world;
+    const [writers, each] = [4, 60];
+    const posted = Promise.all(Array.from({ length: writers }, () => postMany(server, account.token, each)));
+    const seen = new Set<string>();
+    while (seen.size < writers * each) {
+      await using raw = await RawSocket.open(server, reader.token, { answersPings: true });
+      const seqs = await readInOrder(
+        raw,
+        6,
+        (id) => seen.add(id),
+        () => seen.size === writers * each,
+      );
+      expect(seqs).toEqual(seqs.toSorted((left, right) => left - right));
+    }
+    expect([...seen].toSorted()).toEqual((await posted).flat().toSorted());
+  }, 20_000);
+
   test("[R5] a client that leaves a ping unanswered is closed, and gets everything when it returns", async () => {
     await using world = await writerAndReader(database, (config) => ({
       ...config,

@@ -55,11 +55,15 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     const { server, reader } = world;
     const address = `${server.url.replace("http", "ws")}/api/sync/ws?protocol=2`;
     const places = [
-      { socket: new WebSocket(address, ["clipslot", reader.token]), subprotocol: "clipslot" },
-      { socket: new WebSocket(address, { headers: { Authorization: `Bearer ${reader.token}` } }), subprotocol: "" },
-      { socket: new WebSocket(`${address}&token=${reader.token}`), subprotocol: "" },
+      { open: () => new WebSocket(address, ["clipslot", reader.token]), subprotocol: "clipslot" },
+      {
+        open: () => new WebSocket(address, { headers: { Authorization: `Bearer ${reader.token}` } }),
+        subprotocol: "",
+      },
+      { open: () => new WebSocket(`${address}&token=${reader.token}`), subprotocol: "" },
     ];
-    for (const { socket, subprotocol } of places) {
+    for (const { open, subprotocol } of places) {
+      const socket = open();
       const { promise, resolve, reject } = Promise.withResolvers<string>();
       socket.onmessage = ({ data }) => resolve(JSON.parse(String(data)).type);
       socket.onclose = ({ code }) => reject(new Error(`closed with ${code}`));

@@ -67,7 +67,8 @@ export function createSocketHandler({
     // Bun answers a ping by itself; a flood of them costs as much as one of messages.
     ping: guarded((socket, payload: Buffer) => void floodWaitMs(socket, payload.length)),
     pong: guarded((socket, payload: Buffer) => {
-      if (floodWaitMs(socket, payload.length) === 0) socket.data.delivery?.confirm(payload.toString());
+      floodWaitMs(socket, payload.length);
+      socket.data.delivery?.confirm(payload.toString());
     }),
     drain: guarded((socket) => void socket.data.delivery?.advance()),
     close: guarded((socket, code: number) => {

@@ -53,6 +53,9 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
     const start = cursor ?? { seq: state.device.confirmedSeq, emptyUntilSeq: 0 };
     const address = clientAddress(request, server);
     seats.admit({ userId, address });
+    const flood = floodGuardOf(deviceId);
+    if (flood.awayMs() > 0)
+      throw new AppError("rate_limited", "This device sent too many messages.", { retryAfterMs: flood.awayMs() });
     const data: SocketData = {
       userId,
       address,
@@ -64,7 +67,7 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
       emptyUntilSeq: "seq" in start ? start.emptyUntilSeq : 0,
       resync: "resync" in start ? start.resync : undefined,
       inFlight: 0,
-      flood: floodGuardOf(deviceId),
+      flood,
       delivery: undefined,
     };
     const headers = subprotocol === undefined ? {} : { "Sec-WebSocket-Protocol": subprotocol };
