@@ -5,7 +5,7 @@
  *
  * For other systems Bun fetches its own executable from the npm registry, in the version that runs this.
  */
-import { mkdir } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parseArgs } from "node:util";
 import { describeCheckout, VERSION } from "./version.ts";
@@ -45,7 +45,7 @@ if (values.all) {
 async function build(outfile: string, target?: Bun.Build.CompileTarget): Promise<void> {
   const begun = performance.now();
   await mkdir(dirname(outfile), { recursive: true });
-  await Bun.build({
+  const { outputs } = await Bun.build({
     // A thread starts from a file, so its code is an entry point too.
     entrypoints: [join(ROOT, "src/main.ts"), join(ROOT, "src/storage/sqlite/thread.ts")],
     root: join(ROOT, "src"),
@@ -63,6 +63,8 @@ async function build(outfile: string, target?: Bun.Build.CompileTarget): Promise
     sourcemap: "linked",
     define: { CLIPSLOT_COMMIT: JSON.stringify(commit) },
   });
+  // The maps are inside as well; nobody needs those that lie beside it.
+  for (const { kind, path } of outputs) if (kind === "sourcemap") await rm(path, { force: true });
   const megabytes = (Bun.file(outfile).size / 1e6).toFixed(1);
   console.log(`${outfile}  ${megabytes} MB  ${((performance.now() - begun) / 1000).toFixed(1)} s`);
 }

@@ -17,11 +17,11 @@ const COMMANDS: Record<string, () => Promise<{ command: Command }>> = {
   config: () => import("./cli/config.ts"),
 };
 
-// Whoever reads our output may leave before its end (`user list | head`, a log collector that restarts). That is no
-// reason to fail, and none at all for a server to stop.
+// What we write may find no taker: its reader has left (`user list | head`, a log collector that restarts), the disk is
+// full. That is no reason for a server to stop; a command that could not say all has failed.
 for (const stream of [process.stdout, process.stderr]) {
   stream.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error;
+    if (error.code !== "EPIPE") process.once("exit", () => (process.exitCode ||= 1));
   });
 }
 

@@ -61,7 +61,7 @@ describe("metrics", () => {
     expect(metrics.get(requests("GET", "none", 404))).toBe(1);
     expect(metrics.get('clipslot_database_duration_seconds_count{operation="applyWrites"}')).toBe(2);
 
-    expect(metrics.get('clipslot_event_loop_delay_seconds{quantile="0.99"}')).toBeGreaterThan(0);
+    expect(metrics.get('clipslot_event_loop_delay_seconds{percentile="99"}')).toBeGreaterThan(0);
     expect(metrics.get("clipslot_process_resident_memory_bytes")).toBeGreaterThan(1e6);
     expect(metrics.get("clipslot_process_cpu_seconds_total")).toBeGreaterThan(0);
 

@@ -114,10 +114,10 @@ export function openPrometheus({ host, port }: { host: string; port: number }, v
 
   const delay = monitorEventLoopDelay({ resolution: 10 });
   delay.enable();
-  gauge("clipslot_event_loop_delay_seconds", "How late timers ran since the last scrape.", ["quantile"], (set) => {
-    set({ quantile: "0.5" }, delay.percentile(50) / 1e9);
-    set({ quantile: "0.99" }, delay.percentile(99) / 1e9);
-    set({ quantile: "1" }, delay.max / 1e9);
+  gauge("clipslot_event_loop_delay_seconds", "How late timers ran since the last scrape.", ["percentile"], (set) => {
+    set({ percentile: "50" }, delay.percentile(50) / 1e9);
+    set({ percentile: "99" }, delay.percentile(99) / 1e9);
+    set({ percentile: "100" }, delay.max / 1e9);
     delay.reset();
   });
   gauge("clipslot_process_resident_memory_bytes", "Memory that the process holds.", [], (set) =>
