@@ -16,8 +16,8 @@ import { promisify } from "node:util";
 import { AppError } from "../../errors.ts";
 
 /**
- * From so many writes on the log is synced in a thread. For fewer the way to a thread and back takes longer than the
- * loop gains: one pair's round trip is 0.3 ms without it and 0.8 ms with it on a busy machine.
+ * From so many writes on the log is synced in a thread. For fewer, the way to a thread and back is expected to take
+ * longer than the loop gains. The number is a choice, not a measurement.
  */
 const IN_THREAD_WRITES = 8;
 

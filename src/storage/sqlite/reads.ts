@@ -1,6 +1,6 @@
 /**
- * The lists that every client asks for. They are read as plain values: the driver makes 10 rows of arrays in 30 µs,
- * of objects in 50 µs, and drizzle in 90 µs.
+ * The lists that every client asks for, read as plain values: in two runs on a loaded machine the driver made 10 rows
+ * of arrays in 30 and 34 µs, of objects in 49 and 52 µs, and drizzle in 47 and 92 µs.
  */
 import type { Database } from "bun:sqlite";
 import type { HistoryPosition, StoredHistoryItem, StoredSlot } from "../storage.ts";
