@@ -103,6 +103,8 @@ const FIXED = {
     queueMessages: 20_000,
     heartbeatMs: 2 * SECOND_MS,
     heartbeatTimeoutMs: 10 * SECOND_MS,
+    /** What takes longer to tell is given up: the others look by themselves. */
+    notifyTimeoutMs: 2 * SECOND_MS,
     connectTimeoutSeconds: 5,
   },
   /** What RATE_LIMITS turns on. `burst` at once, then one every `everyMs`; each instance counts for itself. */

@@ -33,7 +33,15 @@ export interface PostgresBusOptions {
 }
 
 export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
-  const { gatherMs, payloadBytes, queueMessages, heartbeatMs, heartbeatTimeoutMs, connectTimeoutSeconds } = config.bus;
+  const {
+    gatherMs,
+    payloadBytes,
+    queueMessages,
+    heartbeatMs,
+    heartbeatTimeoutMs,
+    notifyTimeoutMs,
+    connectTimeoutSeconds,
+  } = config.bus;
   const self = crypto.randomUUID();
   let client = connect();
   let changes = new Map<string, number>();
@@ -93,9 +101,20 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
     changes = new Map();
     revocations = [];
     try {
-      for (const payload of payloads(messages)) await client.notify(CHANNEL, payload);
+      for (const payload of payloads(messages)) await withinDeadline(client.notify(CHANNEL, payload));
     } catch (error) {
       log.warn("other instances could not be told of changes; they will look for themselves", { error });
+    }
+  }
+
+  /** postgres.js may never settle a query whose connection was killed as it was handed over. */
+  async function withinDeadline<T>(answer: Promise<T>): Promise<T> {
+    const deadline = Promise.withResolvers<never>();
+    const timer = setTimeout(() => deadline.reject(new Error("no answer within the deadline")), notifyTimeoutMs);
+    try {
+      return await Promise.race([answer, deadline.promise]);
+    } finally {
+      clearTimeout(timer);
     }
   }
 

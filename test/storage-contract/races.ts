@@ -34,6 +34,7 @@ export function racesContract(storage: UnderTest): void {
             const page = await storage().changesAfter(userId, after, { limit: 7, maxBytes: 1_000_000 });
             heard.push(...page.changes);
             after = page.throughSeq;
+            await nextTurn();
             if (page.hasMore || writing) continue;
             if (last) return;
             last = true;
@@ -124,7 +125,10 @@ export function racesContract(storage: UnderTest): void {
     async function seqAfter(account: Account, end: (account: Account) => Promise<unknown>): Promise<number> {
       let stopped = false;
       const writers = inParallel(WRITERS, async () => {
-        while (!stopped) await applyOne(storage(), push(account.author));
+        while (!stopped) {
+          await applyOne(storage(), push(account.author));
+          await nextTurn();
+        }
       });
       while (((await storage().summary(account.userId))?.seq ?? 0) < 10) await Bun.sleep(1);
       await end(account);
@@ -210,8 +214,10 @@ export function racesContract(storage: UnderTest): void {
         const { userId, author, second } = await createAccount(storage());
         let stopped = false;
         const writers = inParallel(WRITERS, async (writer) => {
-          while (!stopped)
+          while (!stopped) {
             await apply(storage(), [push(author), slot(second, { timestamp: null, slotNumber: writer + 1 })]);
+            await nextTurn();
+          }
         });
         while (((await storage().summary(userId))?.seq ?? 0) < 10) await Bun.sleep(1);
         expect(await storage().deleteUser(userId)).toBe(true);
@@ -225,6 +231,9 @@ export function racesContract(storage: UnderTest): void {
     );
   });
 }
+
+/** A storage that answers at once never lets anything else have a turn. */
+const nextTurn = () => new Promise<void>((resolve) => void setImmediate(resolve));
 
 function inParallel<T>(count: number, work: (index: number) => Promise<T>): Promise<T[]> {
   return Promise.all(Array.from({ length: count }, (_, index) => work(index)));
