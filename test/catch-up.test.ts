@@ -202,6 +202,18 @@ describe.each([...DATABASES])("a device of protocol 1 catches up, on %s", (datab
     expect(messages.map(({ id }) => id)).toEqual(missed);
   });
 
+  test("[R5] a reader that is slow, and goes on reading, is not cut", async () => {
+    await using world = await writerAndReader(database, (config) => ({
+      ...config,
+      relay: { ...config.relay, confirmTimeoutMs: 1_000, sweepIntervalMs: 20 },
+    }));
+    const missed = await pushMany(world.writer, 25, { bytes: 700_000, paced: true });
+    await using raw = await RawSocket.open(world.server, world.reader.token, { answersPings: true });
+    // Slower than the pong of a ping that stands behind all that was sent before it.
+    raw.slowDown(1_000_000, 160);
+    expect((await takeMessages(raw, missed.length)).map(({ id }) => id)).toEqual(missed);
+  }, 20_000);
+
   test("[R5] a reader that stalls is cut once its buffer is full, and catches up when it returns", async () => {
     await using world = await writerAndReader(database);
     await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });

@@ -1,12 +1,10 @@
 /** The reference client, as an app would use it: against the real server, over a network that can be bad. */
 import { describe, expect, test } from "bun:test";
-import fc from "fast-check";
 import { join } from "node:path";
 import { Database } from "bun:sqlite";
 import {
   ApiError,
   createApi,
-  createBackoff,
   createMemoryStore,
   createSyncClient,
   type ChangeMessage,
@@ -14,8 +12,6 @@ import {
   type SyncClient,
   type SyncClientOptions,
 } from "../src/client/index.ts";
-import { createOutbox } from "../src/client/outbox.ts";
-import { createReplica } from "../src/client/replica.ts";
 import {
   createAccount,
   createDevice,
@@ -177,7 +173,7 @@ describe.each([...DATABASES])("the reference client, on %s", (database) => {
       await a.client.pushHistory({ blob: randomBlob(), contentHash: `newer ${count}`.replace(" ", "-") });
     }
     // Older than both, as of a clock that was wrong: the server takes it and lets it go in the same commit.
-    const late = await world.client({ now: () => Date.now() - 3_600_000, freezeClock: true });
+    const late = await world.client({ serverClockOffsetMs: -3_600_000 });
     const outcome = await late.client.pushHistory({ blob: randomBlob(), contentHash: "older" });
     expect(outcome).toMatchObject({ result: "applied" });
     await late.client.pushHistory({ blob: randomBlob(), contentHash: "older-too" });
@@ -211,6 +207,19 @@ describe.each([...DATABASES])("the reference client, on %s", (database) => {
     }
   });
 
+  test("[P7] what was written upon the content that stands wins, though both clocks were wrong", async () => {
+    await using world = await createWorld(database);
+    const old = await createDevice(world.server, world.account);
+    const socket = await TestSocket.open(world.server, old.token);
+    const ahead = slotUpdate(1, randomBlob(), Date.now() + 50_000);
+    socket.send(ahead);
+    // So far ahead that its timestamps count as the server's now, which is less than what stands.
+    const a = await world.client({ serverClockOffsetMs: 3_600_000 });
+    await a.until(() => slotOf(a.client, 1) === ahead.encrypted_blob);
+    expect(await a.client.setSlot(1, randomBlob())).toMatchObject({ result: "applied" });
+    await socket.close();
+  });
+
   test("[R6] stops when its device is removed, while connected and while away", async () => {
     await using world = await createWorld(database);
     const [here, away] = [await world.client({ direct: true }), await world.client()];
@@ -240,102 +249,6 @@ describe.each([...DATABASES])("the reference client, on %s", (database) => {
   });
 });
 
-describe("the parts of the reference client", () => {
-  test("it needs nothing but the platform: no module, no global of Bun or Node", async () => {
-    const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, "../src/client/index.ts")],
-      target: "browser",
-    });
-    expect(built.success).toBe(true);
-    const code = await built.outputs[0]?.text();
-    expect(code).not.toMatch(/\bBun\b|\bBuffer\b|\bprocess\b|\brequire\(|\bimport\s|node:/);
-  });
-
-  test("[P5] the replica ends the same wherever it was cut off and however often it is told again", () => {
-    const act = fc.record({ item: fc.boolean(), which: fc.integer({ min: 1, max: 4 }), ends: fc.boolean() });
-    fc.assert(
-      fc.property(fc.array(act, { maxLength: 30 }), fc.array(fc.nat({ max: 30 })), (acts, cuts) => {
-        const messages = toMessages(acts);
-        const steady = createReplica();
-        for (const message of messages) steady.apply(message);
-        const cutOff = createReplica();
-        for (const message of messages.slice(0, cuts[0] ?? 0)) cutOff.apply(message);
-        for (const cursor of cuts) for (const message of messagesAfter(messages, cursor)) cutOff.apply(message);
-        for (const message of messagesAfter(messages, 0)) cutOff.apply(message);
-        expect(sorted(cutOff)).toEqual(sorted(steady));
-        for (const message of messagesAfter(messages, 0)) expect(cutOff.apply(message)).toBe(false);
-        // The answer to an own write may come later than what replaced it.
-        for (const message of messages) if ("slot_number" in message) expect(cutOff.apply(message)).toBe(false);
-        expect(sorted(cutOff)).toEqual(sorted(steady));
-      }),
-    );
-  });
-
-  test("the outbox is bounded, keeps order within a slot or item, and retries what was only busy", async () => {
-    const outbox = createOutbox({ maxEntries: 3, maxInFlight: 2 });
-    const write = (slot: number) => ({ type: "slot_clear", slot_number: slot, timestamp: 1 }) as const;
-    const first = outbox.add(write(1));
-    const [sent] = outbox.take();
-    void outbox.add(write(1)); // waits for the first
-    expect(outbox.take()).toEqual([]);
-    void outbox.add(write(2));
-    expect(outbox.take()).toHaveLength(1);
-    expect(await outbox.add(write(3))).toMatchObject({ result: "refused", code: "outbox_full" });
-
-    const ref = sent?.ref ?? "";
-    expect(outbox.fail({ type: "error", code: "busy", message: "", ref, retry_after_ms: 7 })).toBe(7);
-    expect(outbox.take().map((entry) => entry.ref)).toEqual([ref]);
-    outbox.requeue();
-    expect(outbox.take().map((entry) => entry.write.type === "slot_clear" && entry.write.slot_number)).toEqual([1, 2]);
-    outbox.acknowledge({ type: "ack", ref, result: "applied", seq: 5 });
-    expect(await first).toEqual({ result: "applied", seq: 5 });
-    expect(outbox.take()).toHaveLength(1);
-  });
-
-  test("the backoff doubles up to its bound, at random, and starts again", () => {
-    const backoff = createBackoff({ firstMs: 100, maxMs: 1_000, random: () => 1 });
-    expect(Array.from({ length: 6 }, () => backoff.next())).toEqual([100, 200, 400, 800, 1_000, 1_000]);
-    backoff.reset();
-    expect(backoff.next()).toBe(100);
-    const jittered = createBackoff({ firstMs: 100, random: () => 0.25 });
-    expect([jittered.next(), jittered.next()]).toEqual([25, 50]);
-  });
-});
-
-/** What live sockets hear: slots that are set or cleared, items that come and (at their next mention) go for good. */
-function toMessages(acts: { item: boolean; which: number; ends: boolean }[]): ChangeMessage[] {
-  const living = new Map<number, string>();
-  return acts.map(({ item, which, ends }, index): ChangeMessage => {
-    const seq = index + 1;
-    if (!item) {
-      const place = { slot_number: which, timestamp: seq, seq };
-      if (ends) return { type: "slot_cleared", cleared_by: "", ...place };
-      return { type: "slot_updated", encrypted_blob: String(seq), updated_by: "", ...place };
-    }
-    const id = living.get(which);
-    if (id !== undefined) {
-      living.delete(which);
-      return { type: "history_deleted", id, seq };
-    }
-    living.set(which, `${which} ${seq}`);
-    const content = { encrypted_blob: "", content_hash: "", device_id: "", created_at: "" };
-    return { type: "history_new", id: `${which} ${seq}`, ...content, seq };
-  });
-}
-
-/** What a catch-up tells of them: of each slot and item the last, when it is newer than the cursor. */
-function messagesAfter(messages: ChangeMessage[], cursor: number): ChangeMessage[] {
-  const last = new Map(messages.map((message) => ["id" in message ? message.id : message.slot_number, message]));
-  return messages.filter((message) => message.seq > cursor && [...last.values()].includes(message));
-}
-
-function sorted(replica: ReturnType<typeof createReplica>) {
-  return {
-    slots: [...replica.slots.values()].toSorted((left, right) => left.slotNumber - right.slotNumber),
-    history: [...replica.history.values()].toSorted((left, right) => left.seq - right.seq),
-  };
-}
-
 interface WatchedClient {
   client: SyncClient;
   device: { id: string; token: string };
@@ -349,8 +262,8 @@ interface ClientOptions extends Partial<SyncClientOptions> {
   /** Past the proxy. */
   direct?: boolean;
   device?: { id: string; token: string };
-  /** The client believes its own clock whatever the server says. */
-  freezeClock?: boolean;
+  /** What the server's clock seems to be to the client, against the true time. */
+  serverClockOffsetMs?: number;
 }
 
 /** An account, and clients that reach the server through a proxy. */
@@ -366,7 +279,7 @@ async function createWorld(database: DatabaseKind, env: Record<string, string> =
     async client({
       direct = false,
       device,
-      freezeClock = false,
+      serverClockOffsetMs,
       ...options
     }: ClientOptions = {}): Promise<WatchedClient> {
       const own = device ?? (await createDevice(server, account));
@@ -385,7 +298,7 @@ async function createWorld(database: DatabaseKind, env: Record<string, string> =
           if (change !== undefined) changes.push(change);
           wake();
         },
-        ...(freezeClock && { openSocket: withoutServerTime }),
+        ...(serverClockOffsetMs !== undefined && { openSocket: socketsWithServerTime(serverClockOffsetMs) }),
         ...options,
       });
       clients.push(client);
@@ -418,20 +331,22 @@ function slotOf(client: SyncClient, slotNumber: number): string | null | undefin
   return client.slots().find((slot) => slot.slotNumber === slotNumber)?.blob;
 }
 
-/** The server's clock is always an hour behind, too: so nothing sets this client's right. */
-function withoutServerTime(url: string, protocols: string[]): WebSocket {
-  const socket = new WebSocket(url, protocols);
-  const own = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
-  Object.defineProperty(socket, "onmessage", {
-    set(listener: (event: { data: unknown }) => void) {
-      own?.set?.call(socket, ({ data }: MessageEvent) => {
-        const message: Record<string, unknown> = JSON.parse(String(data));
-        if (message["type"] === "welcome") message["server_time"] = new Date(Date.now() - 3_600_000).toISOString();
-        listener({ data: JSON.stringify(message) });
-      });
-    },
-  });
-  return socket;
+/** Sockets whose `welcome` tells a wrong time. */
+function socketsWithServerTime(offsetMs: number) {
+  return (url: string, protocols: string[]): WebSocket => {
+    const socket = new WebSocket(url, protocols);
+    const own = Object.getOwnPropertyDescriptor(WebSocket.prototype, "onmessage");
+    Object.defineProperty(socket, "onmessage", {
+      set(listener: (event: { data: unknown }) => void) {
+        own?.set?.call(socket, ({ data }: MessageEvent) => {
+          const message: Record<string, unknown> = JSON.parse(String(data));
+          if (message["type"] === "welcome") message["server_time"] = new Date(Date.now() + offsetMs).toISOString();
+          listener({ data: JSON.stringify(message) });
+        });
+      },
+    });
+    return socket;
+  };
 }
 
 /** As after a backup was restored. */

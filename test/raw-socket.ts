@@ -145,6 +145,18 @@ export class RawSocket {
     return answer.message;
   }
 
+  /** Reads on, but slowly: after so many bytes it pauses for so long. */
+  slowDown(bytes: number, milliseconds: number): void {
+    let read = 0;
+    this.#socket.on("data", (chunk: Buffer) => {
+      read += chunk.length;
+      if (read < bytes) return;
+      read = 0;
+      this.#socket.pause();
+      setTimeout(() => this.#socket.resume(), milliseconds);
+    });
+  }
+
   /** Stops reading: the server's bytes pile up. */
   pause(): void {
     this.#socket.pause();

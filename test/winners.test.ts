@@ -126,20 +126,35 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     expect(winners.toSorted()).toEqual([1, 2, 3, 4]);
   });
 
-  test("[W2] of equal times the greater device stands; the same write again is a duplicate and is not relayed", async () => {
+  test("[W2] of equal times the greater device stands, whatever the content", async () => {
     await using world = await twoDevices(database);
     const { other, otherId, blind, blindId } = world;
-    const [byOther, byBlind] = [slotUpdate(1, randomBlob(), 5_000), slotUpdate(1, randomBlob(), 5_000)];
-    await other.sendForAnswer(byOther);
-    blind.send({ ...byBlind, ref: "blind" });
+    const [lesser, greater] = blobsByHash();
+    // The greater device has the lesser content, or else the content could be what decides.
+    const blindIsGreater = blindId > otherId;
+    const [byOther, byBlind] = blindIsGreater ? [greater, lesser] : [lesser, greater];
+    await other.sendForAnswer(slotUpdate(1, byOther, 5_000));
+    blind.send({ ...slotUpdate(1, byBlind, 5_000), ref: "blind" });
     const ack = await blind.messageWhere(({ ref }) => ref === "blind");
-    expect(ack["result"]).toBe(blindId > otherId ? "applied" : "stale");
-
-    const standing = blindId > otherId ? byBlind : byOther;
+    expect(ack["result"]).toBe(blindIsGreater ? "applied" : "stale");
     const [slot] = await world.server.json("GET", "/api/sync/slots", { token: world.token });
-    expect(slot.encrypted_blob).toBe(standing.encrypted_blob);
-    expect(await other.sendForAnswer(byOther)).toMatchObject({ result: blindId > otherId ? "stale" : "duplicate" });
-    expect((await world.server.json("GET", "/api/sync/slots", { token: world.token }))[0].seq).toBe(slot.seq);
+    expect(slot.encrypted_blob).toBe(lesser);
+  });
+
+  test("[W2] of equal times and devices the greater hash stands; the very same write is a duplicate and is not relayed", async () => {
+    await using world = await twoDevices(database);
+    const { other, blind } = world;
+    const [lesser, greater] = blobsByHash();
+    const applied = await other.sendForAnswer(slotUpdate(1, lesser, 5_000));
+    expect(await other.sendForAnswer(slotUpdate(1, lesser, 5_000))).toMatchObject({
+      result: "duplicate",
+      seq: applied["seq"],
+    });
+    expect(await other.sendForAnswer(slotUpdate(1, greater, 5_000))).toMatchObject({ result: "applied" });
+    expect(await other.sendForAnswer(slotUpdate(1, lesser, 5_000))).toMatchObject({ result: "stale" });
+    await blind.settle();
+    const told = blind.events.flatMap((event) => (event.kind === "message" ? [event.message["encrypted_blob"]] : []));
+    expect(told).toEqual([lesser, greater]);
   });
 
   test("[W3] a timestamp of more than a minute ahead counts as now; one that is none is an error", async () => {
@@ -266,6 +281,13 @@ async function twoDevices(database: DatabaseKind) {
       await server[Symbol.asyncDispose]();
     },
   };
+}
+
+/** Two blobs, the one with the lesser SHA-256 first. */
+function blobsByHash(): [string, string] {
+  const hash = (blob: string) => new Bun.CryptoHasher("sha256").update(Buffer.from(blob, "base64")).digest("hex");
+  const [first, second] = [randomBlob(), randomBlob()];
+  return hash(first) < hash(second) ? [first, second] : [second, first];
 }
 
 async function take(socket: RawSocket, count: number) {

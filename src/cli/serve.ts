@@ -145,7 +145,7 @@ export async function startServer(
     development: false,
     // Outside of development Bun shares a port with whoever asks, and the system deals requests out to both.
     reusePort: false,
-    websocket: createSocketHandler({ config, hub, seats, writer, log, metrics, epoch: storage.epoch }),
+    websocket: createSocketHandler({ config, protocol, hub, seats, writer, log, metrics, epoch: storage.epoch }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),
   });
   opening.defer(() => server.stop(true));

@@ -25,7 +25,7 @@ export const command = withSubcommands({
 A password is drawn and printed once, or with --password-stdin read from the first line of standard input; it is never
 taken from the command line. reset-password ends every session and device token of the account. What it has stored
 stays: it is encrypted with a key the server never had. remove erases everything of the account, for good. invite prints
-a token with which one person can register, also while REGISTRATION is not open.
+a token with which one person can register while REGISTRATION is "invite".
 
 The server may be running: it closes the sockets of what was removed within a second.`,
   subcommands: { add, list, "reset-password": resetPassword, remove, invite },

@@ -16,6 +16,8 @@
  *     await client.start();
  *     const { result } = await client.setSlot(1, await encrypt("hello"));
  *
+ * A device's token is good for 30 days. Keep it, and at each start exchange it: `({ token } = await api.refresh(token))`.
+ *
  * Where to read on: sync-client.ts ties the parts together; replica.ts is the state and its one rule; outbox.ts keeps
  * writes until the server has answered them.
  */

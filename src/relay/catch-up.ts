@@ -83,12 +83,17 @@ export function createDelivery(options: DeliveryOptions) {
     get confirmedCount() {
       return confirmedCount;
     },
-    /** When the oldest ping that has no pong yet was sent; undefined when there is none. */
-    get pingedAt() {
+    /** Since when the client leaves a ping without its pong, and reads nothing either; undefined when it does not. */
+    get silentSince() {
       return ping?.at;
     },
     /** Sends what is missing, until the socket is live or has to wait for a pong or for its buffer. */
     advance,
+    /** The client has read on: who is slow is not silent ([R5]). */
+    drained() {
+      if (ping !== undefined) ping.at = performance.now();
+      void advance();
+    },
     /** The channel published a change on the topic this socket hangs on. */
     published,
     /** The channel published this socket's own change, and left it out. */

@@ -301,7 +301,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     for (const channel of channels.values()) {
       for (const socket of channel.sockets) {
         if (socket.data.tokenExpiresAt <= now) end(socket, CLOSE.unauthorized, "The token has expired; sign in again.");
-        else if ((socket.data.delivery?.pingedAt ?? Number.POSITIVE_INFINITY) < pingDeadline) {
+        else if ((socket.data.delivery?.silentSince ?? Number.POSITIVE_INFINITY) < pingDeadline) {
           end(socket, CLOSE.policyViolation, "No pong came for a ping.");
         }
       }

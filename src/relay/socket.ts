@@ -8,7 +8,7 @@ import { AppError, CLOSE } from "../errors.ts";
 import { publicLimits } from "../limits.ts";
 import type { Logger } from "../log.ts";
 import type { Metrics } from "../metrics/metrics.ts";
-import { createProtocol, formatTime, type ClientMessage } from "../protocol.ts";
+import { formatTime, type ClientMessage, type Protocol } from "../protocol.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
 import { encodeCursor } from "../sync/cursor.ts";
 import type { Writer } from "../sync/writer.ts";
@@ -18,6 +18,7 @@ import type { Seats } from "./seats.ts";
 
 export interface SocketOptions {
   config: Config;
+  protocol: Pick<Protocol, "clientMessage">;
   hub: Hub;
   seats: Seats;
   writer: Writer<Origin>;
@@ -30,6 +31,7 @@ export interface SocketOptions {
 /** Bun's handler. A throw in it would end the process, so every entry is guarded. */
 export function createSocketHandler({
   config,
+  protocol: { clientMessage },
   hub,
   seats,
   writer,
@@ -37,7 +39,6 @@ export function createSocketHandler({
   metrics,
   epoch,
 }: SocketOptions): WebSocketHandler<SocketData> {
-  const { clientMessage } = createProtocol(config);
   const { socketInFlightHigh, socketInFlightLow } = config.relay;
 
   return {
@@ -70,7 +71,7 @@ export function createSocketHandler({
       floodWaitMs(socket, payload.length);
       socket.data.delivery?.confirm(payload.toString());
     }),
-    drain: guarded((socket) => void socket.data.delivery?.advance()),
+    drain: guarded((socket) => socket.data.delivery?.drained()),
     close: guarded((socket, code: number) => {
       metrics.socketClosed(code);
       seats.leave(socket);
