@@ -49,6 +49,8 @@ const FIXED = {
     catchUpPageBytes: 1 * MIB,
     historyPageItems: 100,
     historyPageItemsMax: 1_000,
+    /** Blobs of a page that are in memory at once; a larger page is written while it is read. */
+    historyPageBytes: 1 * MIB,
     historyBatchItems: 100,
     changesPageItems: 100,
     changesPageItemsMax: 1_000,
@@ -155,8 +157,18 @@ const FIXED = {
     exportPageBytes: 1 * MIB,
     /** Up to here a body that is too large gets an answer in words; beyond it Bun answers 413 by itself. */
     refusableBodyBytes: 64 * MIB,
-    shutdownGraceMs: 8 * SECOND_MS,
     unavailableRetryMs: 2 * SECOND_MS,
+  },
+  /** Docker kills a container 10 s after it was told to stop: all of these come to less. */
+  stop: {
+    /** What is in flight: writes, then requests and the goodbyes of sockets, then what those wrote. */
+    inFlightMs: 6 * SECOND_MS,
+    /** Of it, the writes before the goodbyes, and those after. */
+    writesMs: 2 * SECOND_MS,
+    /** Presence, the bus, the database. */
+    releaseMs: 2 * SECOND_MS,
+    /** How long the process lives on with connections whose other side does not answer a goodbye. */
+    lingerMs: 250,
   },
 };
 

@@ -8,6 +8,7 @@ import type {
   HistoryWrite,
   SlotWrite,
   Storage,
+  StoredHistoryItem,
   Write,
   WriteLimits,
   WriteOutcome,
@@ -110,6 +111,18 @@ export async function allChanges(storage: Storage, userId: string, afterSeq = 0)
     if (!page.hasMore) return changes;
     after = page.throughSeq;
   }
+}
+
+/** The account's history, which fits a page. */
+export async function liveHistory(storage: Storage, userId: string): Promise<StoredHistoryItem[]> {
+  const { items, hasMore } = await storage.history(userId, {
+    limit: 100,
+    offset: 0,
+    before: null,
+    maxBytes: 1_000_000,
+  });
+  if (hasMore) throw new Error("the history does not fit a page");
+  return items;
 }
 
 export const results = ({ outcomes }: AppliedBatch): string[] => outcomes.map(({ result }) => result);

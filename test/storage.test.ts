@@ -1,4 +1,5 @@
 /** The two storages, each against the contract and both against each other. */
+import { Database } from "bun:sqlite";
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -10,7 +11,7 @@ import type { Storage } from "../src/storage/storage.ts";
 import { createTestDatabase } from "./postgres.ts";
 import { storageContract } from "./storage-contract.ts";
 import { type DrawnWrite, sharedView, someWrite, writeOf } from "./storage-contract/some-writes.ts";
-import { allChanges, apply, createAccount, postgresOptions, uuid } from "./storage-fixtures.ts";
+import { allChanges, apply, createAccount, postgresOptions, push, uuid } from "./storage-fixtures.ts";
 
 const START_DEADLINE_MS = 30_000;
 const PROPERTY_DEADLINE_MS = 90_000;
@@ -74,11 +75,28 @@ describe("sqlite and postgres", () => {
   }
 });
 
+test("sqlite: a page of history that ends early leaves no statement open, which would hold the log back", async () => {
+  const opened = await openSqlite();
+  const { storage } = opened;
+  const { userId, author } = await createAccount(storage);
+  await apply(storage, [push(author), push(author)]);
+  const { hasMore } = await storage.history(userId, { limit: 2, offset: 0, before: null, maxBytes: 1 });
+  await apply(storage, [push(author)]);
+  using beside = new Database(opened.path);
+  expect([hasMore, beside.query("PRAGMA wal_checkpoint(TRUNCATE)").get()]).toEqual([
+    true,
+    { busy: 0, log: 0, checkpointed: 0 },
+  ]);
+  await opened.cleanup();
+});
+
 async function openSqlite() {
   const folder = await mkdtemp(join(tmpdir(), "clipslot-storage-"));
-  const storage = await openSqliteStorage(join(folder, "clipslot.db"));
+  const path = join(folder, "clipslot.db");
+  const storage = await openSqliteStorage(path);
   return {
     storage,
+    path,
     async cleanup() {
       await storage.close();
       await rm(folder, { recursive: true, force: true });

@@ -2,23 +2,27 @@
 import type { Accounts } from "../accounts/accounts.ts";
 import type { Devices } from "../accounts/devices.ts";
 import type { Config } from "../config.ts";
+import type { Logger } from "../log.ts";
 import { formatTime } from "../protocol.ts";
 import type { Storage } from "../storage/storage.ts";
+import { nextTurn } from "../waiting.ts";
 import type { AppContext } from "./context.ts";
 import { deviceToWire } from "./devices.ts";
 import { historyItemToWire } from "./history.ts";
 import type { RateLimits } from "./rate-limits.ts";
 import { slotToWire } from "./slots.ts";
+import { streamJson } from "./stream.ts";
 
 export interface ExportDependencies {
   config: Config;
+  log: Logger;
   storage: Pick<Storage, "slots" | "changesAfter">;
   accounts: Accounts;
   devices: Devices;
   limits: RateLimits;
 }
 
-export function exportHandler({ config, storage, accounts, devices, limits }: ExportDependencies) {
+export function exportHandler({ config, log, storage, accounts, devices, limits }: ExportDependencies) {
   /**
    * A JSON object with the account, its devices, its slots and its history, oldest first. It is written while it is
    * read, a page of history at a time and only as fast as the client takes it, so that an account of any size costs
@@ -37,12 +41,11 @@ export function exportHandler({ config, storage, accounts, devices, limits }: Ex
       slots: (await storage.slots(userId)).map(slotToWire),
     };
     c.env.server.timeout(c.req.raw, config.http.exportIdleTimeoutSeconds);
-    c.header("Content-Type", "application/json");
     c.header("Content-Disposition", `attachment; filename="clipslot-export-${head.exported_at.slice(0, 10)}.json"`);
-    return c.body(streamOf(jsonOf(head, history(userId))));
+    return streamJson(c, log, jsonOf(head, history(userId)));
   };
 
-  /** Live history in pages; changes bound a page's bytes, which history's own pages don't. */
+  /** Live history in pages, oldest first, which is the order of changes. */
   async function* history(userId: string): AsyncGenerator<object> {
     const page = { limit: config.http.exportPageItems, maxBytes: config.http.exportPageBytes };
     for (let afterSeq = 0, hasMore = true; hasMore;) {
@@ -51,6 +54,7 @@ export function exportHandler({ config, storage, accounts, devices, limits }: Ex
         if (change.kind === "history") yield historyItemToWire(change);
       }
       ({ throughSeq: afterSeq, hasMore } = next);
+      await nextTurn();
     }
   }
 }
@@ -64,19 +68,4 @@ async function* jsonOf(head: object, history: AsyncIterable<object>): AsyncGener
     comma = ",";
   }
   yield "\n]}\n";
-}
-
-/** Asks for the next piece only when the last one was taken. A fault on the way breaks the connection off: half an export is none. */
-function streamOf(pieces: AsyncGenerator<string>): ReadableStream<Uint8Array> {
-  const encoder = new TextEncoder();
-  return new ReadableStream({
-    async pull(controller) {
-      const piece = await pieces.next();
-      if (piece.done === true) controller.close();
-      else controller.enqueue(encoder.encode(piece.value));
-    },
-    async cancel() {
-      await pieces.return(undefined);
-    },
-  });
 }

@@ -3,17 +3,21 @@ import type { z } from "zod";
 import type { Sessions } from "../accounts/sessions.ts";
 import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
+import type { Logger } from "../log.ts";
 import { formatTime, uuid, type Protocol } from "../protocol.ts";
-import type { HistoryPosition, Storage, StoredHistoryItem } from "../storage/storage.ts";
+import type { HistoryPage, HistoryPosition, Storage, StoredHistoryItem } from "../storage/storage.ts";
 import { validate } from "../validate.ts";
+import { nextTurn } from "../waiting.ts";
 import type { AppContext } from "./context.ts";
 import { readJson } from "./read-body.ts";
+import { streamJson } from "./stream.ts";
 import { accountFull, submit, type RestWriter } from "./written.ts";
 
 export interface HistoryDependencies {
   config: Config;
   protocol: Protocol;
-  storage: Pick<Storage, "history">;
+  log: Logger;
+  storage: Pick<Storage, "history" | "historyPosition" | "summary">;
   sessions: Sessions;
   writer: RestWriter;
 }
@@ -26,22 +30,34 @@ interface PushResult {
   result: "applied" | "duplicate" | "stale" | "quota_exceeded";
 }
 
-export function historyHandlers({ config, protocol, storage, sessions, writer }: HistoryDependencies) {
+export function historyHandlers({ config, log, protocol, storage, sessions, writer }: HistoryDependencies) {
+  const maxBytes = config.sync.historyPageBytes;
+
   return {
-    /** Pages by `limit` and `offset`, or by `before`: a full page links to the next, which nothing that comes meanwhile shifts. */
+    /**
+     * Pages by `limit` and `offset`, or by `before`: a full page links to the next, which nothing that comes meanwhile
+     * shifts. A page of many bytes is written while it is read.
+     */
     list: async (c: AppContext) => {
       const { limit, offset, before } = validate(protocol.historyQuery, c.req.query());
+      const { userId } = c.var.identity;
       const position = before === undefined ? null : decodePosition(before);
-      const items = await storage.history(c.var.identity.userId, {
+      const first = await storage.history(userId, {
         limit,
         offset: position === null ? offset : 0,
         before: position,
+        maxBytes,
       });
-      const last = items.at(-1);
-      if (last !== undefined && items.length === limit) {
-        c.header("Link", `</api/sync/history?limit=${limit}&before=${encodePosition(last)}>; rel="next"`); // RFC 8288
+      const last = first.items.at(-1);
+      const missing = limit - first.items.length;
+      if (last === undefined || missing === 0 || !first.hasMore) {
+        if (last !== undefined && missing === 0) linkToNext(c, limit, last);
+        return c.json(first.items.map(historyItemToWire));
       }
-      return c.json(items.map(historyItemToWire));
+      const seq = (await storage.summary(userId))?.seq ?? 0;
+      const end = await storage.historyPosition(userId, { before: last, offset: missing - 1 });
+      if (end !== null) linkToNext(c, limit, end);
+      return streamJson(c, log, jsonOf(pages(userId, first, { seq, end })));
     },
 
     /**
@@ -69,6 +85,29 @@ export function historyHandlers({ config, protocol, storage, sessions, writer }:
       return c.body(null, 204);
     },
   };
+
+  /**
+   * A page of the API as pages of storage, from the first one to `end`, or to the oldest item where that is null.
+   *
+   * Each is read at a moment of its own, and the link to the next page was given before: so the page ends at `end`,
+   * however many items were deleted, and what came after `seq` is left out, or the page could outgrow its limit.
+   */
+  async function* pages(
+    userId: string,
+    first: HistoryPage,
+    { seq, end }: { seq: number; end: HistoryPosition | null },
+  ): AsyncGenerator<StoredHistoryItem[]> {
+    yield first.items;
+    let last = first.items.at(-1);
+    for (let { hasMore } = first; hasMore && last !== undefined && (end === null || isOlder(end, last));) {
+      await nextTurn();
+      const limit = config.sync.historyPageItems;
+      const next = await storage.history(userId, { limit, offset: 0, before: last, maxBytes });
+      yield next.items.filter((item) => item.seq <= seq && (end === null || !isOlder(item, end)));
+      last = next.items.at(-1);
+      ({ hasMore } = next);
+    }
+  }
 
   async function pushItem(c: AppContext, item: z.output<Protocol["historyItem"]>): Promise<PushResult> {
     const createdAt = item.created_at ?? Date.now();
@@ -115,6 +154,25 @@ export function historyItemToWire(item: StoredHistoryItem) {
     ...(item.expiresAt === null ? {} : { expires_at: formatTime(item.expiresAt) }),
     seq: item.seq,
   };
+}
+
+/** The text of the array, piece by piece. */
+async function* jsonOf(pages: AsyncIterable<StoredHistoryItem[]>): AsyncGenerator<string> {
+  let opening = "[";
+  for await (const items of pages) {
+    if (items.length === 0) continue;
+    yield opening + JSON.stringify(items.map(historyItemToWire)).slice(1, -1);
+    opening = ",";
+  }
+  yield opening === "[" ? "[]" : "]";
+}
+
+function linkToNext(c: AppContext, limit: number, last: HistoryPosition): void {
+  c.header("Link", `</api/sync/history?limit=${limit}&before=${encodePosition(last)}>; rel="next"`); // RFC 8288
+}
+
+function isOlder(left: HistoryPosition, right: HistoryPosition): boolean {
+  return left.createdAt < right.createdAt || (left.createdAt === right.createdAt && left.id < right.id);
 }
 
 function encodePosition({ createdAt, id }: HistoryPosition): string {

@@ -189,6 +189,13 @@ export interface HistoryPosition {
   id: string;
 }
 
+export interface HistoryPage {
+  /** Newest first. */
+  items: StoredHistoryItem[];
+  /** Older ones are left. */
+  hasMore: boolean;
+}
+
 export interface ChangePage {
   /** In seq order. */
   changes: Change[];
@@ -237,11 +244,13 @@ export interface Storage {
   summary(userId: string): Promise<AccountSummary | null>;
   /** Slots with content, by number. */
   slots(userId: string): Promise<StoredSlot[]>;
-  /** Live history, newest first. */
+  /** Live history, newest first, at most `limit` items of it and (but for the first) `maxBytes` of blobs. */
   history(
     userId: string,
-    page: { limit: number; offset: number; before: HistoryPosition | null },
-  ): Promise<StoredHistoryItem[]>;
+    page: { limit: number; offset: number; before: HistoryPosition | null; maxBytes: number },
+  ): Promise<HistoryPage>;
+  /** Where the item stands that comes `offset` items after the next older one than `before`; null: there is none. */
+  historyPosition(userId: string, place: { before: HistoryPosition; offset: number }): Promise<HistoryPosition | null>;
 
   // Accounts
 

@@ -39,10 +39,11 @@ export const growth: Scenario = {
 async function costs(storage: Storage, author: Author): Promise<Row> {
   const { userId } = author;
   const { seq } = (await storage.summary(userId)) ?? { seq: 0 };
-  const [known] = await storage.history(userId, { limit: 1, offset: 0, before: null });
+  const newest = { offset: 0, before: null, maxBytes: 2 ** 20 };
+  const [known] = (await storage.history(userId, { ...newest, limit: 1 })).items;
   if (known === undefined) throw new Error("the account is empty");
   return {
-    "newest page (50)": await cost(() => storage.history(userId, { limit: 50, offset: 0, before: null })),
+    "newest page (50)": await cost(() => storage.history(userId, { ...newest, limit: 50 })),
     push: await cost(() => storage.applyWrites(pushes(author, 1), LIMITS, Date.now())),
     duplicate: await cost(() =>
       storage.applyWrites([{ ...push(author), contentHash: known.contentHash }], LIMITS, Date.now()),

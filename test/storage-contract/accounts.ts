@@ -8,6 +8,7 @@ import {
   applyOne,
   createAccount,
   deletion,
+  liveHistory,
   newDevice,
   newUser,
   NOW,
@@ -18,7 +19,6 @@ import {
 } from "../storage-fixtures.ts";
 
 const LIFE = 60_000;
-const ALL = { limit: 100, offset: 0, before: null };
 
 export function accountsContract(storage: UnderTest): void {
   describe("accounts", () => {
@@ -93,7 +93,7 @@ export function accountsContract(storage: UnderTest): void {
       expect(await storage().createUser(newUser({ id: userId, email }))).toBe(true);
       expect(await allChanges(storage(), userId)).toEqual([]);
       expect(await storage().slots(userId)).toEqual([]);
-      expect(await storage().history(userId, ALL)).toEqual([]);
+      expect(await liveHistory(storage(), userId)).toEqual([]);
       expect(await storage().devices(userId, NOW)).toEqual([]);
       expect(await storage().summary(userId)).toEqual({ seq: 0, oldestCursorSeq: 0, storedBytes: 0, historyItems: 0 });
       expect(await storage().takeLinkCode(userId, "digest", 5, NOW)).toBeNull();
@@ -203,7 +203,7 @@ export function accountsContract(storage: UnderTest): void {
         [...expired, atOnce].map(({ id }) => id).toSorted(),
       );
       expect(await allChanges(storage(), userId, 6)).toEqual(told);
-      expect((await storage().history(userId, ALL)).map(({ id }) => id).toSorted()).toEqual(
+      expect((await liveHistory(storage(), userId)).map(({ id }) => id).toSorted()).toEqual(
         kept.map(({ id }) => id).toSorted(),
       );
       expect(await storage().summary(userId)).toMatchObject({ seq: 10, historyItems: 2, storedBytes: 8 });

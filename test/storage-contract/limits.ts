@@ -10,6 +10,7 @@ import {
   blobOfBytes,
   createAccount,
   deletion,
+  liveHistory,
   NOW,
   push,
   results,
@@ -116,7 +117,7 @@ export function limitsContract(storage: UnderTest): void {
         { kind: "history_deletion", id: oldest?.id },
         { kind: "history_deletion", id: fourth?.id },
       ]);
-      const left = await storage().history(userId, { limit: 10, offset: 0, before: null });
+      const left = await liveHistory(storage(), userId);
       expect(left.map(({ id }) => id)).toEqual([newest, second, third].flatMap((item) => item?.id ?? []));
       expect(await storage().summary(userId)).toMatchObject({
         historyItems: 3,

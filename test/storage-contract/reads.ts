@@ -8,6 +8,7 @@ import {
   blobOfBytes,
   createAccount,
   deletion,
+  liveHistory,
   NOW,
   push,
   slot,
@@ -15,7 +16,9 @@ import {
 } from "../storage-fixtures.ts";
 
 const PAGE = { limit: 100, maxBytes: 1_000_000 };
-const ALL = { limit: 100, offset: 0, before: null };
+const HISTORY_PAGE = { ...PAGE, offset: 0, before: null };
+
+const blobLength = (blob: string): number => Buffer.from(blob, "base64").length;
 
 export function readsContract(storage: UnderTest): void {
   describe("reads", () => {
@@ -67,9 +70,7 @@ export function readsContract(storage: UnderTest): void {
       const pages: (number | null)[][] = [];
       for (let after = 0, more = true; more;) {
         const page = await storage().changesAfter(userId, after, { limit: 100, maxBytes: 100 });
-        pages.push(
-          page.changes.map((change) => (change.kind === "history" ? Buffer.from(change.blob, "base64").length : null)),
-        );
+        pages.push(page.changes.map((change) => (change.kind === "history" ? blobLength(change.blob) : null)));
         after = page.throughSeq;
         more = page.hasMore;
       }
@@ -89,7 +90,7 @@ export function readsContract(storage: UnderTest): void {
       const nobody = uuid();
       expect(await storage().changesAfter(nobody, 7, PAGE)).toEqual({ changes: [], throughSeq: 7, hasMore: false });
       expect(await storage().slots(nobody)).toEqual([]);
-      expect(await storage().history(nobody, ALL)).toEqual([]);
+      expect(await liveHistory(storage(), nobody)).toEqual([]);
       expect(await storage().summary(nobody)).toBeNull();
       expect(await storage().accountSeqs([nobody])).toEqual(new Map());
       expect(await storage().accountSeqs([])).toEqual(new Map());
@@ -99,7 +100,7 @@ export function readsContract(storage: UnderTest): void {
       const [one, other] = [await createAccount(storage()), await createAccount(storage())];
       await apply(storage(), [slot(one.author), push(one.author), slot(other.author, { slotNumber: 2 })]);
       expect(await allChanges(storage(), other.userId)).toMatchObject([{ slotNumber: 2 }]);
-      expect(await storage().history(other.userId, ALL)).toEqual([]);
+      expect(await liveHistory(storage(), other.userId)).toEqual([]);
     });
 
     test("slots come by number", async () => {
@@ -116,21 +117,63 @@ export function readsContract(storage: UnderTest): void {
         .toSorted((left, right) => right.createdAt - left.createdAt || (left.id < right.id ? 1 : -1))
         .map(({ id }) => id);
       const idsOf = (items: readonly { id: string }[]) => items.map(({ id }) => id);
-      expect(idsOf(await storage().history(userId, ALL))).toEqual(order);
-      expect(idsOf(await storage().history(userId, { limit: 5, offset: 3, before: null }))).toEqual(order.slice(3, 8));
+      expect(idsOf(await liveHistory(storage(), userId))).toEqual(order);
+      expect(idsOf((await storage().history(userId, { ...HISTORY_PAGE, limit: 5, offset: 3 })).items)).toEqual(
+        order.slice(3, 8),
+      );
 
       const paged: string[] = [];
       for (let before: { createdAt: number; id: string } | null = null; ;) {
-        const page = await storage().history(userId, { limit: 5, offset: 0, before });
-        paged.push(...idsOf(page));
-        const last = page.at(-1);
+        const { items, hasMore } = await storage().history(userId, { ...HISTORY_PAGE, limit: 4, before });
+        paged.push(...idsOf(items));
+        expect(hasMore).toBe(paged.length < 12);
+        const last = items.at(-1);
         if (last === undefined) break;
         before = { createdAt: last.createdAt, id: last.id };
       }
       expect(paged).toEqual(order);
       const third = pushes.find(({ id }) => id === order[2]);
       const before = { createdAt: third?.createdAt ?? 0, id: third?.id ?? "" };
-      expect(idsOf(await storage().history(userId, { limit: 2, offset: 1, before }))).toEqual(order.slice(4, 6));
+      expect(idsOf((await storage().history(userId, { ...HISTORY_PAGE, limit: 2, offset: 1, before })).items)).toEqual(
+        order.slice(4, 6),
+      );
+    });
+
+    test("a page of history ends before it would grow over its bytes, but holds one item at least", async () => {
+      const { userId, author } = await createAccount(storage());
+      const sizes = [100_000, 40, 60, 1, 100_000, 7];
+      await apply(
+        storage(),
+        sizes.map((bytes, age) => push(author, { blob: blobOfBytes(bytes), createdAt: NOW - age })),
+      );
+      const sizesOf = (items: readonly { blob: string }[]) => items.map(({ blob }) => blobLength(blob));
+      const small = { ...HISTORY_PAGE, maxBytes: 100 };
+      const pages: number[][] = [];
+      for (let before: { createdAt: number; id: string } | null = null, more = true; more;) {
+        const { items, hasMore } = await storage().history(userId, { ...small, before });
+        pages.push(sizesOf(items));
+        before = items.at(-1) ?? null;
+        more = hasMore;
+      }
+      expect(pages).toEqual([[100_000], [40, 60], [1], [100_000], [7]]);
+
+      const shifted = await storage().history(userId, { ...small, limit: 1, offset: 1 });
+      expect([sizesOf(shifted.items), shifted.hasMore]).toEqual([[40], true]);
+      const beyond = await storage().history(userId, { ...small, offset: sizes.length });
+      expect(beyond).toEqual({ items: [], hasMore: false });
+    });
+
+    test("an item's place in the history is found without its content", async () => {
+      const { userId, author } = await createAccount(storage());
+      const other = await createAccount(storage());
+      const pushes = Array.from({ length: 6 }, (_, index) => push(author, { createdAt: NOW + Math.floor(index / 3) }));
+      await apply(storage(), [...pushes, push(other.author, { createdAt: NOW - 1 })]);
+      const [newest, ...older] = (await liveHistory(storage(), userId)).map(({ createdAt, id }) => ({ createdAt, id }));
+      if (newest === undefined) throw new Error("the history is empty");
+      for (const [offset, position] of older.entries()) {
+        expect(await storage().historyPosition(userId, { before: newest, offset })).toEqual(position);
+      }
+      expect(await storage().historyPosition(userId, { before: newest, offset: older.length })).toBeNull();
     });
 
     test("the summary counts what stands", async () => {

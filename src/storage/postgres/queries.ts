@@ -2,12 +2,13 @@
  * The operations of the port as queries of one client. Those that are hot are prepared by name; those that lock first
  * and look then are functions of the database (drizzle/postgres/0001_functions.sql).
  */
-import { and, asc, desc, eq, gt, isNull, sql as fragment } from "drizzle-orm";
+import { and, asc, eq, gt, isNull, sql as fragment } from "drizzle-orm";
 import type { AccountProgress, Author, Change, DevicePresence, Storage, User } from "../storage.ts";
 import { changesAfter } from "./changes.ts";
+import { history, historyPosition } from "./history.ts";
 import { arrayLiteral } from "./literals.ts";
 import type { Client, Sql } from "./pool.ts";
-import { devices, instantText, invites, serverMeta, syncedHistory, syncedSlots, users } from "./schema.ts";
+import { devices, instantText, invites, serverMeta, syncedSlots, users } from "./schema.ts";
 import { applyWrites } from "./writes.ts";
 
 export interface Queries extends Omit<Storage, "dialect" | "epoch" | "foreignChanges" | "close"> {
@@ -53,27 +54,6 @@ export function prepareQueries({ sql, db }: Client): Queries {
     .where(and(eq(syncedSlots.userId, given("userId")), eq(syncedSlots.cleared, false)))
     .orderBy(asc(syncedSlots.slotNumber))
     .prepare("slots");
-  // The keyset as one comparison of rows, which idx_synced_history_user answers in its own order.
-  const beforePosition = fragment`(${syncedHistory.createdAt}, ${syncedHistory.id}) < (${given("createdAt")}::timestamptz, ${given("id")}::uuid)`;
-  const historyPage = (name: string, keyset: typeof beforePosition | undefined) =>
-    db
-      .select({
-        id: syncedHistory.id,
-        blob: syncedHistory.encryptedBlob,
-        contentHash: syncedHistory.contentHash,
-        deviceId: syncedHistory.deviceId,
-        createdAt: syncedHistory.createdAt,
-        expiresAt: syncedHistory.expiresAt,
-        seq: syncedHistory.seq,
-      })
-      .from(syncedHistory)
-      .where(and(eq(syncedHistory.userId, given("userId")), keyset))
-      .orderBy(desc(syncedHistory.createdAt), desc(syncedHistory.id))
-      .limit(given("limit"))
-      .offset(given("offset"))
-      .prepare(name);
-  const newestHistory = historyPage("newest_history", undefined);
-  const historyBefore = historyPage("history_before", beforePosition);
 
   return {
     applyWrites: (writes, limits, now) => applyWrites(sql, writes, limits, now),
@@ -85,10 +65,8 @@ export function prepareQueries({ sql, db }: Client): Queries {
     },
     summary: async (userId) => first(await summary.execute({ userId })),
     slots: (userId) => slots.execute({ userId }),
-    history: (userId, { limit, offset, before }) =>
-      before === null
-        ? newestHistory.execute({ userId, limit, offset })
-        : historyBefore.execute({ userId, limit, offset, createdAt: instantText(before.createdAt), id: before.id }),
+    history: (userId, page) => history(sql, userId, page),
+    historyPosition: (userId, place) => historyPosition(sql, userId, place),
 
     async createUser(user) {
       const created = await db

@@ -38,6 +38,7 @@ export async function openPostgresStorage(options: PostgresOptions, log?: Logger
     summary: (...given) => pool.run((queries) => queries.summary(...given)),
     slots: (...given) => pool.run((queries) => queries.slots(...given)),
     history: (...given) => pool.run((queries) => queries.history(...given)),
+    historyPosition: (...given) => pool.run((queries) => queries.historyPosition(...given)),
     createUser: (...given) => pool.run((queries) => queries.createUser(...given)),
     userByEmail: (...given) => pool.run((queries) => queries.userByEmail(...given)),
     userById: (...given) => pool.run((queries) => queries.userById(...given)),

@@ -9,7 +9,6 @@ import { AppError } from "../../errors.ts";
 import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
 import { prepareChanges } from "./changes.ts";
 import { prepareReads } from "./reads.ts";
-import { createDurability } from "./durability.ts";
 import { openSqliteFile, openSqliteFileBeside } from "./open.ts";
 import { devices, historyTombstones, invites, linkCodes, syncedHistory, users } from "./schema.ts";
 import { prepareWrites } from "./writes.ts";
@@ -22,8 +21,6 @@ import { prepareWrites } from "./writes.ts";
 export async function openSqliteStorage(path: string, access: "server" | "command" = "server"): Promise<Storage> {
   const file = access === "server" ? openSqliteFile(path) : openSqliteFileBeside(path);
   const { client } = file;
-  // A command commits once or twice, and may wait for the disk.
-  const durability = access === "server" ? createDurability(client, path) : undefined;
   const db = drizzle({ client });
   const writes = prepareWrites(client);
   const changesAfter = prepareChanges(client, db);
@@ -56,12 +53,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     dialect: "sqlite",
     epoch: file.epoch,
 
-    applyWrites: (batch, limits, now) =>
-      read(() => {
-        const applied = writes.apply(batch, limits, now);
-        if (applied.accounts.length > 0) durability?.committed(batch.length);
-        return applied;
-      }),
+    applyWrites: (batch, limits, now) => read(() => writes.apply(batch, limits, now)),
 
     changesAfter: (userId, afterSeq, page) => read(() => changesAfter(userId, afterSeq, page)),
 
@@ -93,6 +85,8 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     slots: (userId) => read(() => reads.slots(userId)),
 
     history: (userId, page) => read(() => reads.history(userId, page)),
+
+    historyPosition: (userId, place) => read(() => reads.historyPosition(userId, place)),
 
     createUser: (user) =>
       write(() => db.insert(users).values(user).onConflictDoNothing().returning({ id: users.id }).all().length === 1),
@@ -270,23 +264,14 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         db.get(sql`SELECT 1`);
       }),
 
-    // A sync that is under way in its thread needs the log open: its number may soon be another file's.
     async close() {
-      try {
-        await durability?.settled();
-      } finally {
-        durability?.close();
-        file.close();
-      }
+      file.close();
     },
   };
 
-  /** Nobody hears of what is not durable, not even a reader. */
   async function read<T>(operation: () => T): Promise<T> {
     try {
-      const found = operation();
-      await durability?.settled();
-      return found;
+      return operation();
     } catch (error) {
       throw translate(error);
     }
@@ -296,7 +281,6 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     return read(() => {
       const done = operation();
       writes.forget();
-      durability?.committed(1);
       return done;
     });
   }

@@ -153,7 +153,12 @@ export function prepareWrites(client: Database): Writes {
     if (!grow(account, bytes.length - (stored?.bytes ?? 0), limits)) return { result: "quota_exceeded" };
     const seq = ++progress.seq;
     const { deviceId } = author;
-    statements.putSlot.run(userId, slotNumber, bytes, timestamp, deviceId, seq, blob === null);
+    // A column that a foreign key names is looked up whenever it is set, also to what it was.
+    if (stored?.deviceId === deviceId) {
+      statements.replaceSlot.run(bytes, timestamp, seq, blob === null, userId, slotNumber);
+    } else {
+      statements.putSlot.run(userId, slotNumber, bytes, timestamp, deviceId, seq, blob === null);
+    }
     account.slots.set(slotNumber, { seq, timestamp, deviceId, bytes: bytes.length });
     const change: SlotChange = { kind: "slot", seq, slotNumber, blob, updatedBy: deviceId, timestamp };
     progress.changes.push(change);
@@ -293,6 +298,12 @@ function prepareStatements(client: Database) {
       `INSERT INTO synced_slots (user_id, slot_number, encrypted_blob, updated_at, updated_by, seq, cleared) VALUES (?, ?, ?, ?, ?, ?, ?)
        ON CONFLICT (user_id, slot_number) DO UPDATE SET encrypted_blob = excluded.encrypted_blob, updated_at = excluded.updated_at,
          updated_by = excluded.updated_by, seq = excluded.seq, cleared = excluded.cleared`,
+    ),
+    replaceSlot: client.query<
+      never,
+      [bytes: Uint8Array, timestamp: number, seq: number, cleared: boolean, userId: string, slotNumber: number]
+    >(
+      "UPDATE synced_slots SET encrypted_blob = ?, updated_at = ?, seq = ?, cleared = ? WHERE user_id = ? AND slot_number = ?",
     ),
     tombstone: client.query<{ seq: number }, [userId: string, id: string]>(
       "SELECT seq FROM history_tombstones WHERE user_id = ? AND id = ?",
