@@ -25,6 +25,8 @@ export interface Proxy extends AsyncDisposable {
   calm(): void;
   /** The open connections stay open, and nothing comes through any more. */
   swallow(): void;
+  /** As swallow, and also for connections to come; not even a goodbye is answered, as when packets are dropped. */
+  blackHole(): void;
 }
 
 /**
@@ -35,12 +37,14 @@ export async function startProxy(port: () => number, planFor: () => CutPlan = ()
   const lines = new Set<Line>();
   let blocked = false;
   let calm = false;
-  const server = createServer((client) => {
+  let hole = false;
+  const server = createServer({ allowHalfOpen: true }, (client) => {
     if (blocked) {
       client.destroy();
       return;
     }
-    const line = openLine(client, port(), calm ? NO_CUT : planFor());
+    const line = openLine(client, port(), calm ? NO_CUT : planFor(), () => hole);
+    if (hole) line.swallow();
     lines.add(line);
     client.on("close", () => lines.delete(line));
   });
@@ -69,6 +73,10 @@ export async function startProxy(port: () => number, planFor: () => CutPlan = ()
     swallow() {
       for (const line of lines) line.swallow();
     },
+    blackHole() {
+      hole = true;
+      for (const line of lines) line.swallow();
+    },
     async [Symbol.asyncDispose]() {
       cutAll();
       await new Promise((resolve) => server.close(resolve));
@@ -82,8 +90,8 @@ interface Line {
   swallow(): void;
 }
 
-function openLine(client: Socket, port: number, plan: CutPlan): Line {
-  const server = createConnection({ host: "127.0.0.1", port });
+function openLine(client: Socket, port: number, plan: CutPlan, answersNoGoodbye: () => boolean): Line {
+  const server = createConnection({ host: "127.0.0.1", port, allowHalfOpen: true });
   const left = { ...plan };
   let swallows = false;
   const cut = () => {
@@ -114,6 +122,10 @@ function openLine(client: Socket, port: number, plan: CutPlan): Line {
       from.destroy();
     });
     from.on("error", () => {});
+    // What a socket does by itself unless it may be half open.
+    from.on("end", () => {
+      if (!answersNoGoodbye()) from.end();
+    });
     from.on("close", () => to.end());
   }
 }

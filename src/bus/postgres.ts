@@ -10,6 +10,7 @@ import { z } from "zod";
 import type { Config } from "../config.ts";
 import type { Logger } from "../log.ts";
 import { uuid } from "../protocol.ts";
+import { withinDeadline } from "../waiting.ts";
 import type { Bus, BusMessage } from "./bus.ts";
 
 const CHANNEL = "clipslot";
@@ -101,20 +102,10 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
     changes = new Map();
     revocations = [];
     try {
-      for (const payload of payloads(messages)) await withinDeadline(client.notify(CHANNEL, payload));
+      // postgres.js may never settle a query whose connection was killed as it was handed over.
+      for (const payload of payloads(messages)) await withinDeadline(client.notify(CHANNEL, payload), notifyTimeoutMs);
     } catch (error) {
       log.warn("other instances could not be told of changes; they will look for themselves", { error });
-    }
-  }
-
-  /** postgres.js may never settle a query whose connection was killed as it was handed over. */
-  async function withinDeadline<T>(answer: Promise<T>): Promise<T> {
-    const deadline = Promise.withResolvers<never>();
-    const timer = setTimeout(() => deadline.reject(new Error("no answer within the deadline")), notifyTimeoutMs);
-    try {
-      return await Promise.race([answer, deadline.promise]);
-    } finally {
-      clearTimeout(timer);
     }
   }
 

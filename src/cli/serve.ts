@@ -30,6 +30,7 @@ import { awaitStorage } from "../storage/open.ts";
 import { createRetention } from "../sync/retention.ts";
 import { createWriter } from "../sync/writer.ts";
 import { VERSION } from "../version.ts";
+import { DeadlineError, withinDeadline } from "../waiting.ts";
 import { UsageError, type Command } from "./command.ts";
 
 /** The command: runs a server until it is told to stop. */
@@ -53,11 +54,14 @@ export const command: Command = {
     void told.then(() => stopping.abort());
     let server: RunningServer;
     try {
-      server = await startServer(config, log, { signal: stopping.signal });
+      const starting = startServer(config, log, { signal: stopping.signal });
+      const toldToStop = told.then(() => withinDeadline(starting, config.stop.releaseMs));
+      server = await Promise.race([starting, toldToStop]);
     } catch (error) {
       output.flush();
-      if (stopping.signal.aborted) return 0;
-      throw error;
+      if (!stopping.signal.aborted) throw error;
+      endSoon(config);
+      return 0;
     }
     log.info(`clipslot-server ${VERSION} is ready at ${server.url.origin}`, {
       database: server.database,
@@ -68,9 +72,15 @@ export const command: Command = {
     await server.stop();
     log.info("stopped");
     output.flush();
+    endSoon(config);
     return 0;
   },
 };
+
+/** The process ends by itself when nothing is open; a connection to a database that answers nothing stays open. */
+function endSoon(config: Config): void {
+  setTimeout(() => process.exit(), config.stop.lingerMs).unref();
+}
 
 export interface RunningServer {
   /** Where it listens, such as http://127.0.0.1:3000/ */
@@ -181,17 +191,28 @@ export async function startServer(
   return { url: server.url, metricsUrl: metrics.url, database: storage.dialect, stop };
 
   async function stop(): Promise<void> {
+    const { inFlightMs, writesMs, releaseMs } = config.stop;
+    const deadline = performance.now() + inFlightMs;
     const stopped = server.stop();
-    await writer.idle();
+    await inTime("finish all writes", writer.idle(), writesMs);
     hub.closeAll(CLOSE.serviceRestart, "The server restarts; come back in a moment.");
-    await Promise.race([stopped, quiet()]);
-    await writer.idle();
-    await resources.disposeAsync();
+    await Promise.race([stopped, quiet(deadline)]);
+    await inTime("finish all writes", writer.idle(), Math.min(writesMs, deadline - performance.now()));
+    await inTime("let go of everything", resources.disposeAsync(), releaseMs);
+  }
+
+  /** Whoever told us to stop does not wait for long, and neither do we: for a database that is away, for writes without an end. */
+  async function inTime(what: string, work: Promise<void>, milliseconds: number): Promise<void> {
+    try {
+      await withinDeadline(work, milliseconds);
+    } catch (error) {
+      if (!(error instanceof DeadlineError)) throw error;
+      log.warn(`could not ${what} in time; stopping without it`);
+    }
   }
 
   /** Requests are answered and sockets gone, or it has been long enough. Idle connections alone keep nobody waiting. */
-  async function quiet(): Promise<void> {
-    const deadline = performance.now() + config.http.shutdownGraceMs;
+  async function quiet(deadline: number): Promise<void> {
     while (server.pendingRequests + server.pendingWebSockets > 0 && performance.now() < deadline) await Bun.sleep(5);
   }
 

@@ -5,6 +5,7 @@
 import type { Config } from "../config.ts";
 import type { Logger } from "../log.ts";
 import type { DevicePresence, Storage } from "../storage/storage.ts";
+import { nextTurn } from "../waiting.ts";
 
 /** Devices written in one statement. */
 const BATCH_DEVICES = 500;
@@ -72,6 +73,7 @@ export function createPresence(storage: Storage, config: Config, log: Logger): P
       for (const entry of batch) {
         if (noted.get(entry.deviceId) === entry) noted.delete(entry.deviceId);
       }
+      await nextTurn();
     }
   }
 }

@@ -5,6 +5,7 @@
 import type { Config } from "../config.ts";
 import type { Logger } from "../log.ts";
 import type { AccountProgress, Storage } from "../storage/storage.ts";
+import { nextTurn } from "../waiting.ts";
 
 /** Accounts read at once. */
 const PAGE_ACCOUNTS = 100;
@@ -32,8 +33,9 @@ export function createRetention({ storage, config, log, onCommit, signal }: Rete
         for (let after: string | null = null; ;) {
           const page = await storage.users(after, PAGE_ACCOUNTS);
           for (const { id } of page) {
-            if (signal.aborted) return;
             await sweepAccount(id, now);
+            await nextTurn();
+            if (signal.aborted) return;
           }
           after = page.at(-1)?.id ?? null;
           if (after === null) return;
@@ -45,11 +47,12 @@ export function createRetention({ storage, config, log, onCommit, signal }: Rete
   };
 
   async function sweepAccount(userId: string, now: number): Promise<void> {
-    for (;;) {
+    while (!signal.aborted) {
       const progress = await storage.retain(userId, now, now - config.sync.tombstoneLifeMs, STEP_ROWS);
       if (progress === null || progress.changes.length === 0) return;
       onCommit([{ ...progress, origins: [] }]);
       if (progress.changes.length < STEP_ROWS) return;
+      await nextTurn();
     }
   }
 }
