@@ -86,9 +86,11 @@ test.each(outages)(
       await burst.refused();
       const ready = await server.request("GET", "/readyz");
       expect(ready.status).toBe(503);
-      const slots = await server.request("GET", "/api/sync/slots", { token: account.token });
-      expect(slots.status).toBe(503);
-      expect(slots.headers.get("Retry-After")).toMatch(/^\d+$/);
+      for (const path of ["/api/sync/slots", "/api/sync/history?limit=1000"]) {
+        const answer = await server.request("GET", path, { token: account.token });
+        expect([path, answer.status]).toEqual([path, 503]);
+        expect(answer.headers.get("Retry-After")).toMatch(/^\d+$/);
+      }
       expect((await server.request("GET", "/healthz")).status).toBe(200);
     }
     await end();

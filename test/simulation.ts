@@ -195,7 +195,7 @@ async function assemble(schedule: Schedule, host: Host, { token, cursor }: Accou
     const name = `device ${index} (${plan.kind})`;
     const answer = await ask(host.url, "POST", "/api/auth/device", { token, body: { name, device_type: plan.kind } });
     const now = () => Date.now() + plan.clockOffsetMs;
-    const options = { proxy, token: answer.body.token, now, random, insists: plan.insists };
+    const options = { proxy, token: answer.body.token, now, random, resends: plan.resends };
     const device = await (plan.kind === "old" ? startOldDevice : startNewDevice)(world, name, options);
     devices.set(index, device);
     return device;

@@ -58,6 +58,29 @@ describe.each([...DATABASES])("who wins, on %s", (database) => {
     expect(blind.untaken).toEqual([]);
   });
 
+  test("[R4] [W3] an update whose clock is far ahead comes back: sent once more, it wins over what its sender shows", async () => {
+    await using world = await twoDevices(database);
+    const { other, blind, blindId } = world;
+    const ahead = Date.now() + 300_000;
+    const own = slotUpdate(1, randomBlob(), ahead);
+    const standing = { type: "slot_updated", encrypted_blob: own.encrypted_blob, updated_by: blindId };
+    blind.send(own);
+    const first = await other.nextOf("slot_updated");
+    expect(first).toMatchObject(standing);
+    expect(Number(first["timestamp"])).toBeLessThan(ahead);
+    expect(await blind.nextMessage()).toMatchObject(standing);
+    blind.pong(await blind.nextPing());
+
+    const newer = slotUpdate(1, randomBlob(), Number(first["timestamp"]) + 1);
+    other.send(newer);
+    expect(await blind.nextMessage()).toMatchObject({ encrypted_blob: newer.encrypted_blob });
+    blind.pong(await blind.nextPing());
+
+    blind.send(own);
+    expect(await other.nextOf("slot_updated")).toMatchObject(standing);
+    expect(await blind.nextMessage()).toMatchObject(standing);
+  });
+
   test("[W6] the sender of a write that lost is sent the winner, and nobody else anything", async () => {
     await using world = await twoDevices(database);
     const { other, blind, otherId } = world;

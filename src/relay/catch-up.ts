@@ -14,6 +14,7 @@ import type { ServerWebSocket } from "bun";
 import type { Config } from "../config.ts";
 import { changeMessage, isDeletion } from "../protocol.ts";
 import type { Change, SlotChange, Storage } from "../storage/storage.ts";
+import { nextTurn } from "../waiting.ts";
 
 export interface Channel {
   readonly topic: string;
@@ -139,7 +140,7 @@ export function createDelivery(options: DeliveryOptions) {
       raiseConfirmed(confirmedSeq);
       schedulePing();
     }
-    if (page.hasMore) return;
+    if (page.hasMore) return nextTurn();
     reachEnd();
     channel.reached(sentSeq);
     if (channel.coveredSeq !== undefined && sentSeq > channel.coveredSeq) await channel.caughtUp();
@@ -193,13 +194,22 @@ export function createDelivery(options: DeliveryOptions) {
   }
 
   /**
-   * [R4] Whether this socket's own update of a slot must be sent back to it: it was sent another one that it had not
-   * confirmed when it sent its own, may apply that one after its own, and would keep the wrong content.
-   *
-   * @param confirmedAtArrival the `confirmedCount` when the update arrived
+   * [R4] Whether this socket's own update of a slot must be sent back to it, because it may be showing another one:
+   * it was sent one that it had not confirmed when it sent its own, and may apply that one after its own; or its clock
+   * is so far ahead that its timestamp was bounded ([W3]), and an old update that it sent once more has won anew.
    */
-  function needsOwnSlot(change: Change, confirmedAtArrival: number): boolean {
-    return confirms && change.kind === "slot" && (knownSlots.get(change.slotNumber)?.count ?? 0) > confirmedAtArrival;
+  function needsOwnSlot(
+    change: Change,
+    {
+      confirmedCount: confirmedAtArrival,
+      claimedTimestamp,
+    }: { confirmedCount: number; claimedTimestamp: number | null },
+  ): boolean {
+    if (!confirms || change.kind !== "slot") return false;
+    return (
+      (knownSlots.get(change.slotNumber)?.count ?? 0) > confirmedAtArrival ||
+      (claimedTimestamp !== null && change.timestamp < claimedTimestamp)
+    );
   }
 
   /** [W6] Sends what stands to the sender of a write that lost, unless it has learnt of something newer since. */

@@ -14,6 +14,7 @@ import { changeMessage } from "../protocol.ts";
 import type { Change, Device, Storage } from "../storage/storage.ts";
 import type { ResyncReason } from "../sync/cursor.ts";
 import type { Commit } from "../sync/writer.ts";
+import { nextTurn } from "../waiting.ts";
 import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
 import type { FloodGuard } from "./flood.ts";
 import type { Presence } from "./presence.ts";
@@ -51,6 +52,8 @@ export interface Origin {
   socket: Socket;
   /** How many of the messages sent to it the socket had confirmed when the write arrived ([R4]). */
   confirmedCount: number;
+  /** The timestamp that it claimed; null for a write that has none. */
+  claimedTimestamp: number | null;
 }
 
 interface Channel extends DeliveryChannel {
@@ -234,6 +237,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
         for (const change of page.changes) publish(channel, change, channel.origins.get(change.seq));
         if (page.throughSeq <= channel.coveredSeq && !page.hasMore) break; // the account is gone
         channel.coveredSeq = page.throughSeq;
+        if (page.hasMore) await nextTurn();
       }
     } catch (error) {
       log.warn("changes could not be read for the relay; trying again", { error });
@@ -245,19 +249,23 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
 
   /** One text for all receivers; a client of protocol 1 ignores the fields it does not know. */
   function publish(channel: Channel, change: Change, origin: Origin | undefined): void {
-    const needsOwn = origin?.socket.data.delivery?.needsOwnSlot(change, origin.confirmedCount) === true;
+    const needsOwn = origin?.socket.data.delivery?.needsOwnSlot(change, origin) === true;
     const leftOut = needsOwn ? undefined : origin?.socket;
-    const receivers = [...channel.sockets].filter(
-      (socket) => socket !== leftOut && socket.data.delivery?.isLive === true,
-    );
-    if (receivers.length > 0) {
-      metrics.relayed(receivers.length);
+    let receivers = 0;
+    for (const socket of channel.sockets) {
+      if (socket !== leftOut && socket.data.delivery?.isLive === true) receivers += 1;
+    }
+    if (receivers > 0) {
+      metrics.relayed(receivers);
       const message = JSON.stringify(changeMessage(change));
       if (leftOut === undefined) server?.publish(channel.topic, message);
       else leftOut.publish(channel.topic, message);
     }
-    for (const socket of receivers) socket.data.delivery?.published(change);
-    leftOut?.data.delivery?.passedOver(change);
+    for (const socket of channel.sockets) {
+      const { delivery } = socket.data;
+      if (socket === leftOut) delivery?.passedOver(change);
+      else if (delivery?.isLive === true) delivery.published(change);
+    }
   }
 
   /** Looks for changes nobody told of, and goes on with sockets that had to wait for the database. */
@@ -292,6 +300,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
       for (const socket of batch) {
         if (dead.has(socket.data)) end(socket, CLOSE.unauthorized, TOKEN_REVOKED);
       }
+      await nextTurn();
     }
   }
 

@@ -106,17 +106,26 @@ export function createSocketHandler({
     const { data } = socket;
     data.inFlight += 1;
     if (data.inFlight === socketInFlightHigh) socket.pause();
-    writer
-      .submit(toWrite(message, data), { socket, confirmedCount: data.delivery?.confirmedCount ?? 0 })
-      .then(
-        (outcome) => answer(socket, message, outcome),
-        (error: unknown) => refuse(socket, message, error),
-      )
-      .catch((error: unknown) => log.error("an answer could not be sent", { error }))
-      .finally(() => {
-        data.inFlight -= 1;
-        if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
-      });
+    const origin = {
+      socket,
+      confirmedCount: data.delivery?.confirmedCount ?? 0,
+      claimedTimestamp: "timestamp" in message ? message.timestamp : null,
+    };
+    settle(socket, message, writer.submit(toWrite(message, data), origin)).catch((error: unknown) =>
+      log.error("an answer could not be sent", { error }),
+    );
+  }
+
+  async function settle(socket: Socket, message: ClientMessage, written: Promise<WriteOutcome>): Promise<void> {
+    const { data } = socket;
+    try {
+      answer(socket, message, await written);
+    } catch (error) {
+      refuse(socket, message, error);
+    } finally {
+      data.inFlight -= 1;
+      if (data.inFlight === socketInFlightLow && socket.isPaused) socket.resume();
+    }
   }
 
   /** 0: the frame may pass; else in how many milliseconds it might. Who goes on and on is cut off. */

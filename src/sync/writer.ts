@@ -138,26 +138,15 @@ export function createWriter<Origin>({
     return batch;
   }
 
+  /** [W3] A write that claims to be further ahead than clocks honestly are counts as of the server's now. */
   function bounded(write: Write): Write {
-    const moment = now();
-    if (write.kind === "slot" && write.timestamp !== null) {
-      return { ...write, timestamp: boundTimestamp(write.timestamp, moment, config.sync.clockSkewMs) };
+    const latest = now() + config.sync.clockSkewMs;
+    if (write.kind === "slot" && write.timestamp !== null && write.timestamp > latest) {
+      return { ...write, timestamp: now() };
     }
-    if (write.kind === "history_push") {
-      return { ...write, createdAt: boundTimestamp(write.createdAt, moment, config.sync.clockSkewMs) };
-    }
+    if (write.kind === "history_push" && write.createdAt > latest) return { ...write, createdAt: now() };
     return write;
   }
-}
-
-/**
- * [W3] The timestamp a write counts with: its own, or the server's now when it claims to be further ahead than
- * clocks honestly are.
- *
- * @param timestamp milliseconds, a safe integer above 0
- */
-function boundTimestamp(timestamp: number, now: number, clockSkewMs: number): number {
-  return timestamp > now + clockSkewMs ? now : timestamp;
 }
 
 /** Changes stand in input order, those that no write asked for last: so do the origins of the applied writes. */

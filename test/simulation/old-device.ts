@@ -2,12 +2,12 @@
  * A device of protocol 1, as the shipped client is: it applies every slot_updated in the order of arrival whatever it
  * says, knows no seq, no cursor and no answer, and ignores what it does not know. When its connection broke it sends
  * once more what it had last sent of each slot, and the items it had pushed, with the same timestamps and ids: they may
- * not have arrived. If it has been sent another content of the slot since, it leaves it at that, or (`insists`) shows
- * and sends its own again.
+ * not have arrived. If it has been sent another content of the slot since, it leaves it at that, or shows and sends its
+ * own again, or (`blindly`) sends its own and goes on showing the other.
  */
 import type { Message } from "../harness.ts";
 import type { Proxy } from "../proxy.ts";
-import { below, type Random } from "./schedule.ts";
+import { below, type Random, type Resending } from "./schedule.ts";
 import { ask, type World } from "./world.ts";
 
 type SlotUpdate = { type: "slot_update"; slot_number: number; encrypted_blob: string; timestamp: number };
@@ -18,7 +18,7 @@ export interface OldDeviceOptions {
   token: string;
   now: () => number;
   random: Random;
-  insists: boolean;
+  resends: Resending;
 }
 
 export type OldDevice = Awaited<ReturnType<typeof startOldDevice>>;
@@ -26,7 +26,7 @@ export type OldDevice = Awaited<ReturnType<typeof startOldDevice>>;
 export async function startOldDevice(
   world: World,
   name: string,
-  { proxy, token, now, random, insists }: OldDeviceOptions,
+  { proxy, token, now, random, resends }: OldDeviceOptions,
 ) {
   const slots = new Map<number, string>();
   const history = new Set<string>();
@@ -110,8 +110,8 @@ export async function startOldDevice(
       unsent = new Map();
       for (const [key, message] of again) {
         if (message.type === "slot_update" && slots.get(message.slot_number) !== message.encrypted_blob) {
-          if (!insists) continue;
-          slots.set(message.slot_number, message.encrypted_blob);
+          if (resends === "never") continue;
+          if (resends === "with its own shown") slots.set(message.slot_number, message.encrypted_blob);
         }
         sent.set(key, message);
         opening.send(JSON.stringify(message));

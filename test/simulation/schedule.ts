@@ -14,13 +14,17 @@ export function createRandom(seed: number): Random {
   };
 }
 
+/** What an old device does about its own update of a slot of which it has been sent another since. */
+const RESENDING = ["never", "with its own shown", "blindly"] as const;
+export type Resending = (typeof RESENDING)[number];
+
 export interface DevicePlan {
   /** old: protocol 1, applies every slot_updated as it comes. new: the reference client. */
   kind: "old" | "new";
   /** How wrong its clock is. */
   clockOffsetMs: number;
-  /** An old device sends once more what it wrote, also when it has been sent another content since. */
-  insists: boolean;
+  /** Old devices. */
+  resends: Resending;
 }
 
 export type Step =
@@ -66,7 +70,11 @@ export function createSchedule(seed: number): Schedule {
   const weather = weatherOf(seed);
   const devices = Array.from({ length: 2 + below(random, 3) }, (): DevicePlan => {
     const kind = random() < 0.5 ? "old" : "new";
-    return { kind, clockOffsetMs: drawClockOffset(random), insists: random() < 0.5 };
+    return {
+      kind,
+      clockOffsetMs: drawClockOffset(random),
+      resends: RESENDING[below(random, RESENDING.length)] ?? "never",
+    };
   });
   const steps = Array.from({ length: 15 + below(random, 30) }, () => drawStep(random, devices));
   if (weather !== "steady") {
