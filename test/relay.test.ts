@@ -6,7 +6,7 @@ import { describe, expect, test } from "bun:test";
 import { memoryBus } from "../src/bus/memory.ts";
 import { loadConfig } from "../src/config.ts";
 import { createLogger } from "../src/log.ts";
-import { createDelivery } from "../src/relay/catch-up.ts";
+import { Delivery } from "../src/relay/catch-up.ts";
 import { createHub, type Socket } from "../src/relay/hub.ts";
 import { createPresence } from "../src/relay/presence.ts";
 import type { Change, ChangePage, SlotChange, Storage } from "../src/storage/storage.ts";
@@ -115,7 +115,7 @@ async function liveDelivery(seq: number) {
     unsubscribe() {},
     getBufferedAmount: () => 0,
   };
-  const delivery = createDelivery({
+  const delivery = new Delivery({
     socket: socket as unknown as ServerWebSocket<unknown>,
     storage: {} as Storage, // nothing is missed, so nothing is read
     channel: { topic: "", coveredSeq: seq, reached() {}, caughtUp: async () => {} },

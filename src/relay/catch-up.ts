@@ -46,151 +46,156 @@ export interface DeliveryOptions {
   onConfirmed: (seq: number) => void;
 }
 
-export type Delivery = ReturnType<typeof createDelivery>;
-
-export function createDelivery(options: DeliveryOptions) {
-  const { socket, storage, channel, config, userId, confirms } = options;
-  const { confirmWindow, confirmDelayMs, catchUpPageItems, catchUpPageBytes } = config.sync;
-
-  let sentSeq = options.fromSeq;
-  let confirmedSeq = options.fromSeq;
-  let live = false;
-  let closed = false;
-  let reading = false;
-  let caughtUp = false;
+/** A class and no closures: there is one for every socket, and ten thousand idle ones should cost next to nothing. */
+export class Delivery {
+  readonly #options: DeliveryOptions;
+  #sentSeq: number;
+  #confirmedSeq: number;
+  #live = false;
+  #closed = false;
+  #reading = false;
+  #caughtUp = false;
   /** Messages sent until then. */
-  let missedCount = 0;
+  #missedCount = 0;
 
   // Protocol 1 only.
-  let sentCount = 0;
-  let confirmedCount = 0;
-  let ping: { seq: number; count: number; at: number } | undefined;
-  let lastPingAt = 0;
-  let pingTimer: Timer | undefined;
+  #sentCount = 0;
+  #confirmedCount = 0;
+  #ping: { seq: number; count: number; at: number } | undefined;
+  #lastPingAt = 0;
+  #pingTimer: Timer | undefined;
 
   /** What the client last learnt of each slot: its seq, and which message it was last sent of it (0: none). */
-  const knownSlots = new Map<number, { seq: number; count: number }>();
+  readonly #knownSlots = new Map<number, { seq: number; count: number }>();
   /** [W6] Winners to be sent as soon as the stream has come to them and the window has room. */
-  const owedWinners = new Map<number, SlotChange>();
+  readonly #owedWinners = new Map<number, SlotChange>();
 
-  return {
-    get isLive() {
-      return live;
-    },
-    get confirmedSeq() {
-      return confirmedSeq;
-    },
-    /** How many of the messages sent are confirmed. */
-    get confirmedCount() {
-      return confirmedCount;
-    },
-    /** Since when the client leaves a ping without its pong, and reads nothing either; undefined when it does not. */
-    get silentSince() {
-      return ping?.at;
-    },
-    /** Sends what is missing, until the socket is live or has to wait for a pong or for its buffer. */
-    advance,
-    /** The client has read on: who is slow is not silent ([R5]). */
-    drained() {
-      if (ping !== undefined) ping.at = performance.now();
-      void advance();
-    },
-    /** The channel published a change on the topic this socket hangs on. */
-    published,
-    /** The channel published this socket's own change, and left it out. */
-    passedOver,
-    needsOwnSlot,
-    sendWinner,
-    confirm,
-    close() {
-      closed = true;
-      live = false;
-      clearTimeout(pingTimer);
-    },
-  };
+  constructor(options: DeliveryOptions) {
+    this.#options = options;
+    this.#sentSeq = options.fromSeq;
+    this.#confirmedSeq = options.fromSeq;
+  }
 
-  async function advance(): Promise<void> {
-    if (reading || live || closed) return;
-    reading = true;
+  get isLive(): boolean {
+    return this.#live;
+  }
+
+  /** How many of the messages sent are confirmed. */
+  get confirmedCount(): number {
+    return this.#confirmedCount;
+  }
+
+  /** Since when the client leaves a ping without its pong, and reads nothing either; undefined when it does not. */
+  get silentSince(): number | undefined {
+    return this.#ping?.at;
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#live = false;
+    clearTimeout(this.#pingTimer);
+  }
+
+  // Behind
+
+  /** Sends what is missing, until the socket is live or has to wait for a pong or for its buffer. */
+  async advance(): Promise<void> {
+    if (this.#reading || this.#live || this.#closed) return;
+    const { socket, config, confirms } = this.#options;
+    const { confirmWindow, catchUpPageItems, catchUpPageBytes } = config.sync;
+    this.#reading = true;
     try {
-      while (!closed && !goLive()) {
-        if (isFull()) return sendPing();
-        const room = confirms ? confirmWindow - (sentCount - confirmedCount) : catchUpPageItems;
+      while (!this.#closed && !this.#goLive()) {
+        if (this.#isFull()) return this.#sendPing();
+        const room = confirms ? confirmWindow - (this.#sentCount - this.#confirmedCount) : catchUpPageItems;
         if (socket.getBufferedAmount() > catchUpPageBytes) return; // the drain event goes on
-        await sendPage(room);
+        await this.#sendPage(room);
       }
     } catch (error) {
-      options.onFault(error);
+      this.#options.onFault(error);
     } finally {
-      reading = false;
+      this.#reading = false;
     }
   }
 
-  async function sendPage(limit: number): Promise<void> {
-    const page = await storage.changesAfter(userId, sentSeq, { limit, maxBytes: catchUpPageBytes });
-    if (closed) return;
+  /** The client has read on: who is slow is not silent ([R5]). */
+  drained(): void {
+    if (this.#ping !== undefined) this.#ping.at = performance.now();
+    void this.advance();
+  }
+
+  async #sendPage(limit: number): Promise<void> {
+    const { storage, channel, config, userId, confirms, emptyUntilSeq } = this.#options;
+    const page = await storage.changesAfter(userId, this.#sentSeq, { limit, maxBytes: config.sync.catchUpPageBytes });
+    if (this.#closed) return;
     for (const change of page.changes) {
-      if (change.seq <= options.emptyUntilSeq && isDeletion(change)) continue;
-      send(change);
-      missedCount += 1;
+      if (change.seq <= emptyUntilSeq && isDeletion(change)) continue;
+      this.#send(change);
+      this.#missedCount += 1;
     }
-    sentSeq = Math.max(sentSeq, page.throughSeq);
-    payWinners();
+    this.#sentSeq = Math.max(this.#sentSeq, page.throughSeq);
+    this.#payWinners();
     if (confirms) {
-      raiseConfirmed(confirmedSeq);
-      schedulePing();
+      this.#raiseConfirmed(this.#confirmedSeq);
+      this.#schedulePing();
     }
     if (page.hasMore) return nextTurn();
-    reachEnd();
-    channel.reached(sentSeq);
-    if (channel.coveredSeq !== undefined && sentSeq > channel.coveredSeq) await channel.caughtUp();
+    this.#reachEnd();
+    channel.reached(this.#sentSeq);
+    if (channel.coveredSeq !== undefined && this.#sentSeq > channel.coveredSeq) await channel.caughtUp();
   }
 
   /** No await between the comparison and the subscription: that is all that [R3] needs. */
-  function goLive(): boolean {
-    if (sentSeq !== channel.coveredSeq) return false;
-    if (isFull()) return false;
-    reachEnd();
+  #goLive(): boolean {
+    const { socket, channel } = this.#options;
+    if (this.#sentSeq !== channel.coveredSeq) return false;
+    if (this.#isFull()) return false;
+    this.#reachEnd();
     socket.subscribe(channel.topic);
-    live = true;
+    this.#live = true;
     return true;
   }
 
-  function reachEnd(): void {
-    if (caughtUp) return;
-    caughtUp = true;
-    options.onCaughtUp(sentSeq, missedCount);
+  #reachEnd(): void {
+    if (this.#caughtUp) return;
+    this.#caughtUp = true;
+    this.#options.onCaughtUp(this.#sentSeq, this.#missedCount);
   }
 
-  function send(change: Change): void {
-    socket.send(JSON.stringify(changeMessage(change)));
-    count(change);
+  #send(change: Change): void {
+    this.#options.socket.send(JSON.stringify(changeMessage(change)));
+    this.#count(change);
   }
 
-  function count(change: Change): void {
-    if (confirms) sentCount += 1;
+  #count(change: Change): void {
+    if (this.#options.confirms) this.#sentCount += 1;
     if (change.kind !== "slot") return;
-    knownSlots.set(change.slotNumber, { seq: change.seq, count: sentCount });
-    if ((owedWinners.get(change.slotNumber)?.seq ?? Number.POSITIVE_INFINITY) <= change.seq)
-      owedWinners.delete(change.slotNumber);
+    this.#knownSlots.set(change.slotNumber, { seq: change.seq, count: this.#sentCount });
+    const owed = this.#owedWinners.get(change.slotNumber);
+    if (owed !== undefined && owed.seq <= change.seq) this.#owedWinners.delete(change.slotNumber);
   }
 
-  function published(change: Change): void {
-    sentSeq = change.seq;
-    count(change);
-    payWinners();
-    if (confirms) fallBehindOrPing();
+  // Live
+
+  /** The channel published a change on the topic this socket hangs on. */
+  published(change: Change): void {
+    this.#sentSeq = change.seq;
+    this.#count(change);
+    this.#payWinners();
+    if (this.#options.confirms) this.#fallBehindOrPing();
   }
 
-  function passedOver(change: Change): void {
-    if (!live) return;
-    sentSeq = change.seq;
+  /** The channel published this socket's own change, and left it out. */
+  passedOver(change: Change): void {
+    if (!this.#live) return;
+    this.#sentSeq = change.seq;
     if (change.kind === "slot") {
-      knownSlots.set(change.slotNumber, { seq: change.seq, count: knownSlots.get(change.slotNumber)?.count ?? 0 });
-      if ((owedWinners.get(change.slotNumber)?.seq ?? change.seq) < change.seq) owedWinners.delete(change.slotNumber);
+      const { slotNumber, seq } = change;
+      this.#knownSlots.set(slotNumber, { seq, count: this.#knownSlots.get(slotNumber)?.count ?? 0 });
+      if ((this.#owedWinners.get(slotNumber)?.seq ?? seq) < seq) this.#owedWinners.delete(slotNumber);
     }
-    payWinners();
-    if (confirms) raiseConfirmed(confirmedSeq);
+    this.#payWinners();
+    if (this.#options.confirms) this.#raiseConfirmed(this.#confirmedSeq);
   }
 
   /**
@@ -198,86 +203,84 @@ export function createDelivery(options: DeliveryOptions) {
    * it was sent one that it had not confirmed when it sent its own, and may apply that one after its own; or its clock
    * is so far ahead that its timestamp was bounded ([W3]), and an old update that it sent once more has won anew.
    */
-  function needsOwnSlot(
-    change: Change,
-    {
-      confirmedCount: confirmedAtArrival,
-      claimedTimestamp,
-    }: { confirmedCount: number; claimedTimestamp: number | null },
-  ): boolean {
-    if (!confirms || change.kind !== "slot") return false;
+  needsOwnSlot(change: Change, origin: { confirmedCount: number; claimedTimestamp: number | null }): boolean {
+    if (!this.#options.confirms || change.kind !== "slot") return false;
     return (
-      (knownSlots.get(change.slotNumber)?.count ?? 0) > confirmedAtArrival ||
-      (claimedTimestamp !== null && change.timestamp < claimedTimestamp)
+      (this.#knownSlots.get(change.slotNumber)?.count ?? 0) > origin.confirmedCount ||
+      (origin.claimedTimestamp !== null && change.timestamp < origin.claimedTimestamp)
     );
   }
 
   /** [W6] Sends what stands to the sender of a write that lost, unless it has learnt of something newer since. */
-  function sendWinner(winner: SlotChange): void {
-    if (closed || (knownSlots.get(winner.slotNumber)?.seq ?? 0) > winner.seq) return;
-    owedWinners.set(winner.slotNumber, winner);
-    payWinners();
-    if (confirms) fallBehindOrPing();
+  sendWinner(winner: SlotChange): void {
+    if (this.#closed || (this.#knownSlots.get(winner.slotNumber)?.seq ?? 0) > winner.seq) return;
+    this.#owedWinners.set(winner.slotNumber, winner);
+    this.#payWinners();
+    if (this.#options.confirms) this.#fallBehindOrPing();
   }
 
   /** A winner that the stream has not come to yet waits: it comes with the stream, or right after its own write was passed over. */
-  function payWinners(): void {
-    for (const [slotNumber, winner] of owedWinners) {
-      if (isFull()) return;
-      if (winner.seq > sentSeq) continue;
-      owedWinners.delete(slotNumber);
-      send(winner);
+  #payWinners(): void {
+    if (this.#owedWinners.size === 0) return;
+    for (const [slotNumber, winner] of this.#owedWinners) {
+      if (this.#isFull()) return;
+      if (winner.seq > this.#sentSeq) continue;
+      this.#owedWinners.delete(slotNumber);
+      this.#send(winner);
     }
   }
 
   // Confirmation
 
-  function isFull(): boolean {
-    return confirms && sentCount - confirmedCount >= confirmWindow;
+  #isFull(): boolean {
+    const { confirms, config } = this.#options;
+    return confirms && this.#sentCount - this.#confirmedCount >= config.sync.confirmWindow;
   }
 
   /** With a full window a live socket goes back to being behind. */
-  function fallBehindOrPing(): void {
-    if (!isFull()) return schedulePing();
-    if (live) socket.unsubscribe(channel.topic);
-    live = false;
-    sendPing();
+  #fallBehindOrPing(): void {
+    if (!this.#isFull()) return this.#schedulePing();
+    const { socket, channel } = this.#options;
+    if (this.#live) socket.unsubscribe(channel.topic);
+    this.#live = false;
+    this.#sendPing();
   }
 
   /** A quiet socket is pinged at once; a busy one every half window, or when it has waited `confirmDelayMs`. */
-  function schedulePing(): void {
-    const unconfirmed = sentCount - confirmedCount;
-    if (unconfirmed === 0 || ping !== undefined || closed) return;
-    const wait = lastPingAt + confirmDelayMs - performance.now();
-    if (wait <= 0 || unconfirmed >= confirmWindow / 2) return sendPing();
-    pingTimer ??= setTimeout(sendPing, wait);
+  #schedulePing(): void {
+    const { confirmDelayMs, confirmWindow } = this.#options.config.sync;
+    const unconfirmed = this.#sentCount - this.#confirmedCount;
+    if (unconfirmed === 0 || this.#ping !== undefined || this.#closed) return;
+    const wait = this.#lastPingAt + confirmDelayMs - performance.now();
+    if (wait <= 0 || unconfirmed >= confirmWindow / 2) return this.#sendPing();
+    this.#pingTimer ??= setTimeout(() => this.#sendPing(), wait);
   }
 
-  function sendPing(): void {
-    clearTimeout(pingTimer);
-    pingTimer = undefined;
-    if (ping !== undefined || closed) return;
-    lastPingAt = performance.now();
-    ping = { seq: sentSeq, count: sentCount, at: lastPingAt };
-    socket.ping(String(sentSeq));
+  #sendPing(): void {
+    clearTimeout(this.#pingTimer);
+    this.#pingTimer = undefined;
+    if (this.#ping !== undefined || this.#closed) return;
+    this.#lastPingAt = performance.now();
+    this.#ping = { seq: this.#sentSeq, count: this.#sentCount, at: this.#lastPingAt };
+    this.#options.socket.ping(String(this.#sentSeq));
   }
 
   /** A pong came. One that answers no ping of ours (RFC 6455 §5.5.3 allows it) means nothing. */
-  function confirm(payload: string): void {
-    if (ping === undefined || payload !== String(ping.seq)) return;
-    confirmedCount = ping.count;
-    raiseConfirmed(ping.seq);
-    ping = undefined;
-    payWinners();
-    fallBehindOrPing();
-    if (!live) void advance();
+  confirm(payload: string): void {
+    if (this.#ping === undefined || payload !== String(this.#ping.seq)) return;
+    this.#confirmedCount = this.#ping.count;
+    this.#raiseConfirmed(this.#ping.seq);
+    this.#ping = undefined;
+    this.#payWinners();
+    this.#fallBehindOrPing();
+    if (!this.#live) void this.advance();
   }
 
   /** With nothing in flight, all that was sent or passed over is confirmed too. */
-  function raiseConfirmed(pongSeq: number): void {
-    const seq = sentCount === confirmedCount ? sentSeq : pongSeq;
-    if (seq <= confirmedSeq) return;
-    confirmedSeq = seq;
-    options.onConfirmed(seq);
+  #raiseConfirmed(pongSeq: number): void {
+    const seq = this.#sentCount === this.#confirmedCount ? this.#sentSeq : pongSeq;
+    if (seq <= this.#confirmedSeq) return;
+    this.#confirmedSeq = seq;
+    this.#options.onConfirmed(seq);
   }
 }

@@ -15,7 +15,7 @@ import type { Change, Device, Storage } from "../storage/storage.ts";
 import type { ResyncReason } from "../sync/cursor.ts";
 import type { Commit } from "../sync/writer.ts";
 import { nextTurn } from "../waiting.ts";
-import { createDelivery, type Channel as DeliveryChannel, type Delivery } from "./catch-up.ts";
+import { Delivery, type Channel as DeliveryChannel } from "./catch-up.ts";
 import type { FloodGuard } from "./flood.ts";
 import type { Presence } from "./presence.ts";
 
@@ -122,7 +122,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     const channel = channels.get(userId) ?? openChannel(userId);
     channel.sockets.add(socket);
     const confirms = protocol === 1;
-    const delivery = createDelivery({
+    const delivery = new Delivery({
       socket,
       storage,
       channel,
@@ -140,6 +140,8 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     });
     socket.data.delivery = delivery;
     presence.hold(userId, deviceId);
+    // The cursor it came with is all that we know for sure to have arrived.
+    if (!confirms) presence.note(userId, deviceId, fromSeq);
     void delivery.advance();
   }
 
