@@ -9,6 +9,7 @@ import type { Bus } from "../src/bus/bus.ts";
 import { startServer as start, type RunningServer } from "../src/cli/serve.ts";
 import { loadConfig, type Config } from "../src/config.ts";
 import { createLogger } from "../src/log.ts";
+import { databaseSettings } from "./pgbouncer.ts";
 import { createTestDatabase } from "./postgres.ts";
 
 /** How long an expected event may take before a test fails. */
@@ -65,6 +66,7 @@ export async function startTestServer({
 }: TestServerOptions = {}): Promise<TestServer> {
   const dataDir = mkdtempSync(join(tmpdir(), "clipslot-test-"));
   const testDatabase = database === "postgres" && databaseUrl === undefined ? await createTestDatabase() : undefined;
+  const settings = await databaseSettings(databaseUrl ?? testDatabase?.url);
   const logLines: string[] = [];
   const log = createLogger({ level: "debug", format: "json", write: (line) => logLines.push(line) });
   const configure = (port: number) =>
@@ -72,7 +74,7 @@ export async function startTestServer({
       loadConfig({
         PORT: String(port),
         DATA_DIR: dataDir,
-        DATABASE_URL: databaseUrl ?? testDatabase?.url,
+        ...settings,
         RATE_LIMITS: "off",
         ...env,
       }),

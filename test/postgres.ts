@@ -226,12 +226,12 @@ async function removeFolder(folder: string, janitor: Janitor): Promise<void> {
 }
 
 /** The user that a server started by root runs as, since PostgreSQL refuses to run as root. */
-interface User {
+export interface User {
   uid: number;
   gid: number;
 }
 
-async function unprivilegedUser(): Promise<User | undefined> {
+export async function unprivilegedUser(): Promise<User | undefined> {
   if (process.getuid?.() !== 0) return undefined;
   return { uid: Number(await run(["id", "-u", "nobody"])), gid: Number(await run(["id", "-g", "nobody"])) };
 }

@@ -103,6 +103,39 @@ describe.each([...DATABASES])("protocol 2 on %s", (database) => {
     await third.close();
   });
 
+  test("the list of devices counts what came with the cursor that it presented, and no more", async () => {
+    await using world = await accountWithContent(database);
+    const { server, account, writer } = world;
+    const device = await createDevice(server, account);
+    const behind = async () => {
+      const devices: Message[] = await server.json("GET", "/api/auth/devices", { token: account.token });
+      return devices.find(({ id }) => id === device.id)?.["behind"];
+    };
+    const first = await TestSocket.open(server, device.token, "&protocol=2");
+    const { cursor } = await untilComplete(first);
+    for (let count = 0; count < 2; count += 1) await writer.sendForAnswer(historyPush(randomBlob()));
+    for (let count = 0; count < 2; count += 1) await first.nextOf("history_new");
+    await first.close();
+    await writer.sendForAnswer(historyPush(randomBlob()));
+    await server.restart(); // writes down what is noted
+    // Two were sent; nobody knows whether they arrived.
+    expect(await behind()).toBe(3);
+
+    const second = await TestSocket.open(server, device.token, `&protocol=2&cursor=${cursor}`);
+    const caughtUp = await untilComplete(second);
+    expect(caughtUp.changes).toHaveLength(3);
+    await second.close();
+    await (await TestSocket.open(server, device.token, `&protocol=2&cursor=${caughtUp.cursor}`)).close();
+    await server.restart();
+    expect(await behind()).toBe(0);
+    // With protocol 1 it goes on from there.
+    const third = await TestSocket.open(server, device.token);
+    const body = { encrypted_blob: randomBlob() };
+    await server.json("PUT", "/api/sync/slots/5", { token: account.token, body });
+    expect(await third.next()).toMatchObject({ type: "slot_updated", slot_number: 5 });
+    await third.close();
+  });
+
   test("[P5] no pings: its cursor is its own, and an unconfirmed 33rd message comes", async () => {
     await using world = await accountWithContent(database);
     await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });
@@ -363,7 +396,7 @@ async function untilComplete(socket: TestSocket): Promise<{ changes: Message[]; 
 async function forgetTombstones(server: TestServer, userId: string): Promise<void> {
   await server.stop();
   const storage = await openStorage(loadConfig({ DATA_DIR: server.dataDir, DATABASE_URL: server.databaseUrl }));
-  await storage.retain(userId, Date.now(), Date.now() + 60_000, 100);
+  await storage.retain(userId, Date.now(), { tombstonesBefore: Date.now() + 60_000, tombstones: 100, limit: 100 });
   await storage.close();
   await server.restart();
 }

@@ -63,6 +63,20 @@ describe("migrations", () => {
     );
   });
 
+  test("the statement_timeout of requests does not end a migration, nor its wait for another's", async () => {
+    await using database = await createTestDatabase();
+    await using sql = connect(database.url);
+    const name = new URL(database.url).pathname.slice(1);
+    await sql.unsafe(`ALTER DATABASE ${name} SET statement_timeout = '50ms'`);
+    const other = await sql.reserve();
+    await other`SELECT pg_advisory_lock(7164782637466742644)`;
+    const migrating = migratePostgres(database.url, { connectTimeoutSeconds: 5 });
+    await Bun.sleep(300);
+    await other`SELECT pg_advisory_unlock(7164782637466742644)`;
+    await migrating;
+    other.release();
+  });
+
   test("a database that a newer server has written is refused, and left alone", async () => {
     await using database = await createTestDatabase();
     await migratePostgres(database.url, { connectTimeoutSeconds: 5 });
@@ -233,7 +247,7 @@ describe("a database that is busy", () => {
       () => storage.revokeDevice(userId, devices[0], NOW),
       () => storage.changePassword(userId, "hash", null, NOW),
       () => storage.registerDevice(newDevice(userId), 1),
-      () => storage.retain(userId, NOW, NOW, 10),
+      () => storage.retain(userId, NOW, { tombstonesBefore: NOW, tombstones: 10, limit: 10 }),
       () => storage.deleteUser(userId),
     ];
     for (const operation of operations) {

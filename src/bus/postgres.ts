@@ -84,6 +84,8 @@ export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
       idle_timeout: 0,
       onnotice: () => {},
       fetch_types: false,
+      // By this name commands see that a server is running (transfer.ts).
+      connection: { application_name: "clipslot-server" },
     });
   }
 

@@ -9,8 +9,9 @@ export const command = withSubcommands({
   usage: `Usage: clipslot-server device list EMAIL
        clipslot-server device revoke EMAIL DEVICE-ID
 
-BEHIND is how many of the account's changes a device has not confirmed yet, at most. The token of a revoked device
-counts no more; a running server closes its sockets within a second. What it wrote stays.`,
+BEHIND is how many of the account's changes a device has not confirmed yet, at most; a device of protocol 2 confirms
+when it connects, so for one that stays connected it grows. The token of a revoked device counts no more; a running
+server closes its sockets within a second. What it wrote stays.`,
   subcommands: { list, revoke },
 });
 

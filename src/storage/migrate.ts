@@ -6,6 +6,8 @@ import { NewerDatabaseError } from "./sqlite/migrations.ts";
 
 /** Any number will do, as long as every server takes the same. */
 const LOCK = "7164782637466742644";
+/** The role may have a statement_timeout, as behind a pooler: a migration of much data takes longer than any request. */
+const NO_TIMEOUT = "SET LOCAL statement_timeout = 0;";
 
 /**
  * Applies the migrations that a PostgreSQL database lacks, in order. Several processes may do so at once.
@@ -42,6 +44,7 @@ async function appliedMigrations(sql: postgres.Sql): Promise<string[]> {
   const [found] = await sql<{ exists: boolean }[]>`SELECT to_regclass('schema_migrations') IS NOT NULL AS exists`;
   if (found?.exists !== true) {
     await sql.unsafe(`
+      ${NO_TIMEOUT}
       SELECT pg_advisory_xact_lock(${LOCK});
       CREATE TABLE IF NOT EXISTS schema_migrations (name text PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
     `);
@@ -62,6 +65,7 @@ function nextMigration(applied: readonly string[]) {
 async function apply(sql: postgres.Sql, migration: { name: string; sql: string }): Promise<void> {
   try {
     await sql.unsafe(`
+      ${NO_TIMEOUT}
       SELECT pg_advisory_xact_lock(${LOCK});
       INSERT INTO schema_migrations (name) VALUES ('${migration.name}');
       ${migration.sql}

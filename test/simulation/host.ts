@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { startChildServer } from "../child.ts";
 import type { Config } from "../../src/config.ts";
 import { startTestServer, type DatabaseKind } from "../harness.ts";
+import { databaseSettings } from "../pgbouncer.ts";
 import { createTestDatabase } from "../postgres.ts";
 import type { Weather } from "./schedule.ts";
 
@@ -53,7 +54,7 @@ async function startRestartedHost(database: DatabaseKind, env: Record<string, st
 async function startKilledHost(database: DatabaseKind, env: Record<string, string>): Promise<Host> {
   const dataDir = mkdtempSync(join(tmpdir(), "clipslot-simulation-"));
   const testDatabase = database === "postgres" ? await createTestDatabase() : undefined;
-  const allEnv = { DATA_DIR: dataDir, ...(testDatabase && { DATABASE_URL: testDatabase.url }), ...env };
+  const allEnv = { DATA_DIR: dataDir, ...(await databaseSettings(testDatabase?.url)), ...env };
   let child = await startChildServer(allEnv);
   return {
     url: () => child.url,

@@ -145,7 +145,8 @@ export class Pool<Queries> {
       onnotice: () => {},
       types: { bigint: { to: 20, from: [20], parse: Number, serialize: String } },
       connection: {
-        application_name: "clipslot-server",
+        // A pooler keeps connections with their name when their servers have stopped: there the bus's tells of one.
+        application_name: pooled ? "clipslot-server pooled" : "clipslot-server",
         // schema.ts reads times in this form.
         TimeZone: "UTC",
         DateStyle: "ISO",
