@@ -57,6 +57,8 @@ async function build(outfile: string, target?: Bun.Build.CompileTarget): Promise
       autoloadBunfig: false,
     },
     minify: true,
+    // What is loaded on demand is a file of its own, so that a start need not read it.
+    splitting: true,
     // Parsing is half of what a start costs.
     bytecode: true,
     format: "esm",

@@ -182,6 +182,12 @@ export function createProtocol(config: Config) {
   };
 }
 
+/** As createProtocol, but built when something is first checked: a server is ready the sooner. */
+export function createProtocolOnDemand(config: Config): Protocol {
+  let built: Protocol | undefined;
+  return new Proxy({} as Protocol, { get: (_, name) => (built ??= createProtocol(config))[name as keyof Protocol] });
+}
+
 export type ClientMessage = z.infer<Protocol["clientMessage"]>;
 
 function queryInteger(min: number, max: number) {

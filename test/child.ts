@@ -11,9 +11,15 @@ export interface ChildServer {
   output(): string;
 }
 
-/** Starts `src/main.ts` and waits until it says where it listens. */
-export async function startChildServer(env: Record<string, string>): Promise<ChildServer> {
-  const child = Bun.spawn([process.execPath, join(import.meta.dir, "../src/main.ts"), "serve"], {
+/** How the program is called from its sources. */
+export const FROM_SOURCE: readonly string[] = [process.execPath, join(import.meta.dir, "../src/main.ts")];
+
+/** Starts the server, from its sources unless told otherwise, and waits until it says where it listens. */
+export async function startChildServer(
+  env: Record<string, string>,
+  program: readonly string[] = FROM_SOURCE,
+): Promise<ChildServer> {
+  const child = Bun.spawn([...program, "serve"], {
     env: { PATH: process.env["PATH"] ?? "", PORT: "0", RATE_LIMITS: "off", ...env },
     stdio: ["ignore", "pipe", "inherit"],
   });
@@ -56,18 +62,13 @@ export interface CommandOptions {
   /** Standard input. */
   input?: string;
   cwd?: string;
-  program?: string[];
+  program?: readonly string[];
 }
 
 /** Runs a command of `src/main.ts` to its end. */
 export async function runCommand(
   args: readonly string[],
-  {
-    env = {},
-    input = "",
-    cwd,
-    program = [process.execPath, join(import.meta.dir, "../src/main.ts")],
-  }: CommandOptions = {},
+  { env = {}, input = "", cwd, program = FROM_SOURCE }: CommandOptions = {},
 ): Promise<CommandResult> {
   const child = Bun.spawn([...program, ...args], {
     env: { PATH: process.env["PATH"] ?? "", ...env },

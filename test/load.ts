@@ -22,10 +22,18 @@ export interface Load {
   stop(): Promise<void>;
 }
 
+export interface LoadOptions {
+  writesPerSecond?: number;
+  sockets?: number;
+  blobBytes?: number;
+  /** Told of each write when it is acknowledged. */
+  onAcknowledged?: (id: string, waitedMs: number) => void;
+}
+
 /** Starts devices of several accounts that together push so many history items a second. */
 export async function startLoad(
   server: Connection,
-  { writesPerSecond = 1_000, sockets: socketCount = 5, blobBytes = 300 } = {},
+  { writesPerSecond = 1_000, sockets: socketCount = 5, blobBytes = 300, onAcknowledged }: LoadOptions = {},
 ): Promise<Load> {
   const acknowledged = new Set<string>();
   const waits: number[] = [];
@@ -66,8 +74,10 @@ export async function startLoad(
     })();
     socket.onMessage = ({ type, ref, result }) => {
       if (type !== "ack" || result !== "applied") return;
-      waits.push(performance.now() - (sentAt.get(ref) ?? Number.NaN));
+      const waitedMs = performance.now() - (sentAt.get(ref) ?? Number.NaN);
+      waits.push(waitedMs);
       acknowledged.add(ref);
+      onAcknowledged?.(ref, waitedMs);
       for (const goal of goals) if (acknowledged.size === goal.count) goal.reach();
       sentAt.delete(ref);
       if (stopped && sentAt.size === 0) drained.resolve();

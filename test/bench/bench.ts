@@ -6,9 +6,11 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { barChart } from "./chart.ts";
 import { table, type Row } from "./measure.ts";
+import { capacity } from "./scenario-capacity.ts";
 import { growth } from "./scenario-growth.ts";
+import { backup, copy } from "./scenario-operation.ts";
 import { idle, start, storm } from "./scenario-sockets.ts";
-import { latency, relay, relayOnPostgres, roundTrip } from "./scenario-relay.ts";
+import { latency, latencyOnPostgres, relay, relayOnPostgres, roundTrip } from "./scenario-relay.ts";
 import { rest } from "./scenario-rest.ts";
 
 export interface Scenario {
@@ -22,10 +24,14 @@ const SCENARIOS: Record<string, Scenario> = {
   "relay-postgres": relayOnPostgres,
   "round-trip": roundTrip,
   latency,
+  "latency-postgres": latencyOnPostgres,
   rest,
   idle,
   storm,
   growth,
+  capacity,
+  backup,
+  copy,
   start,
 };
 

@@ -1,6 +1,7 @@
 /** Durable relays: how many a second, and how long one takes. */
 import type { Scenario } from "./bench.ts";
 import { median, round, type Row } from "./measure.ts";
+import { pgbench } from "./pgbench.ts";
 import { postgresLimit } from "./postgres-limit.ts";
 import { relayLoad, type RelayResult } from "./relay-load.ts";
 import { clipslotOnPostgres, clipslotOnSqlite, yardstick, type Subject } from "./subjects.ts";
@@ -41,25 +42,29 @@ export const relayOnPostgres: Scenario = {
   async run(rounds) {
     await using bare = await yardstick();
     await using servers = await clipslotOnPostgres(2);
-    const [first, second] = servers.subjects;
-    if (first === undefined || second === undefined) throw new Error("an instance did not start");
+    const { within: one, across } = oneAndTwo(servers.subjects);
     const load = (urls: [string, string], accounts: "clipslot" | "none") =>
       relayLoad({ urls, accounts, protocol: 2, pairs: 100, blobBytes: 1_024, rate: 0 });
-    const across = { ...first, name: "across two instances", urls: [first.url, second.url] as [string, string] };
-    const one = { ...first, name: "one instance", urls: [first.url, first.url] as [string, string] };
     const yard = { ...bare, name: "bare", urls: [bare.url, bare.url] as [string, string] };
     const results = await alternate(rounds, [one, across, yard], ({ urls, accounts }) => load(urls, accounts));
-    const limit = await postgresLimit(servers.databaseUrl, rounds);
+    const ownBatches = await postgresLimit(servers.databaseUrl, rounds);
+    const plain = await pgbench(servers.databaseUrl, rounds);
+    const limits = [
+      { case: "the same batches straight into the database", column: "of its batches", rate: ownBatches },
+      { case: "pgbench, 100 writes a statement, 1 client", column: "of pgbench's batches", rate: plain?.batches },
+      {
+        case: "pgbench, 1 write a statement, 100 clients",
+        column: "of pgbench's single writes",
+        rate: plain?.oneByOne,
+      },
+    ].map((limit) => ({ ...limit, rate: limit.rate ?? Number.NaN }));
     const theirs = results[2] ?? [];
-    const rows: Row[] = [one, across].map(({ name }, index) => ({
-      ...compare(name, results[index] ?? [], theirs),
-      "of the database's own": round(median((results[index] ?? []).map((each) => each.relaysPerSecond)) / limit, 2),
-    }));
-    rows.push({
-      ...compare("the same batches of writes straight into the database", [], []),
-      "relays/s": round(limit),
-      "of the database's own": 1,
+    const rows: Row[] = [one, across].map(({ name }, index) => {
+      const compared = compare(name, results[index] ?? [], theirs);
+      const shares = limits.map(({ column, rate }) => [column, round(Number(compared["relays/s"]) / rate, 2)]);
+      return { ...compared, ...Object.fromEntries(shares) };
     });
+    for (const limit of limits) rows.push({ case: limit.case, "relays/s": round(limit.rate) });
     return { rows };
   },
 };
@@ -108,6 +113,47 @@ export const latency: Scenario = {
     return { rows };
   },
 };
+
+export const latencyOnPostgres: Scenario = {
+  title: "Relay latency at a fixed rate, open loop, PostgreSQL, 100 pairs, 1 KiB: within one instance, across two",
+  async run(rounds) {
+    await using servers = await clipslotOnPostgres(2);
+    const { within, across } = oneAndTwo(servers.subjects);
+    const rows: Row[] = [];
+    for (const rate of [200, 1_000]) {
+      const results = await alternate(rounds, [within, across], ({ urls, accounts }) =>
+        relayLoad({ urls, accounts, protocol: 2, pairs: 100, blobBytes: 1_024, rate }),
+      );
+      const of = (index: number, read: (result: RelayResult) => number) => median((results[index] ?? []).map(read));
+      for (const [index, { name }] of [within, across].entries()) {
+        rows.push({
+          case: `${rate} messages/s, ${name}`,
+          "p50, times one instance's": round(of(index, ({ p50 }) => p50) / of(0, ({ p50 }) => p50), 2),
+          "p99, times one instance's": round(of(index, ({ p99 }) => p99) / of(0, ({ p99 }) => p99), 2),
+          "p50 ms": round(
+            of(index, ({ p50 }) => p50),
+            2,
+          ),
+          "p99 ms": round(
+            of(index, ({ p99 }) => p99),
+            2,
+          ),
+          "arrived/s": round(of(index, ({ relaysPerSecond }) => relaysPerSecond)),
+        });
+      }
+    }
+    return { rows };
+  },
+};
+
+/** Pairs whose devices are on one instance, and pairs with one on each. */
+function oneAndTwo([first, second]: readonly Subject[]) {
+  if (first === undefined || second === undefined) throw new Error("an instance did not start");
+  return {
+    within: { ...first, name: "one instance", urls: [first.url, first.url] as [string, string] },
+    across: { ...first, name: "across two instances", urls: [first.url, second.url] as [string, string] },
+  };
+}
 
 /** Every round measures each subject once, in turn. */
 async function alternate<S extends Pick<Subject, "name">>(

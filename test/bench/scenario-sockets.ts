@@ -1,4 +1,8 @@
 /** Many sockets: what an idle one costs, how fast a crowd is back, how fast the server is up. */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { FROM_SOURCE, startChildServer } from "../child.ts";
 import { createAccount, createDevice, connect, historyPush, randomBlob } from "../harness.ts";
 import type { Scenario } from "./bench.ts";
 import { median, round } from "./measure.ts";
@@ -9,6 +13,9 @@ const IDLE_SOCKETS = 10_000;
 const ACCOUNTS = 200;
 const RETURNING = 2_000;
 const MISSED = 10;
+const RESTING_SOCKETS = 1_000;
+const DEVICES_OF_AN_ACCOUNT = 50;
+const SETTLE_MS = 1_000;
 
 export const idle: Scenario = {
   title: `${IDLE_SOCKETS.toLocaleString("en")} idle sockets on SQLite`,
@@ -85,24 +92,86 @@ export const storm: Scenario = {
 };
 
 export const start: Scenario = {
-  title: "Start to ready, memory at rest (from source)",
+  title: `Start to the first answer on SQLite; memory at rest, and with ${RESTING_SOCKETS.toLocaleString("en")} idle sockets`,
   async run(rounds) {
-    const times: number[] = [];
-    const memories: number[] = [];
+    using folder = temporaryFolder();
+    const binary = join(folder.path, "clipslot-server");
+    await build(binary);
+    const filled = join(folder.path, "filled");
+    const tokens = await deviceTokens(filled, RESTING_SOCKETS);
+    const programs = [
+      { name: `the binary (${round(Bun.file(binary).size / 1e6)} MB)`, program: [binary] },
+      { name: "from source", program: FROM_SOURCE },
+    ];
+    const starts = programs.map(() => ({
+      anew: [] as number[],
+      again: [] as number[],
+      rest: [] as number[],
+      full: [] as number[],
+    }));
     for (let count = 0; count < rounds; count += 1) {
-      const started = performance.now();
-      await using server = await clipslotOnSqlite();
-      await fetch(`${server.url}/readyz`);
-      times.push(performance.now() - started);
-      memories.push(await residentBytes(server.pid));
+      for (const [index, { program }] of programs.entries()) {
+        const fresh = await startOnce(join(folder.path, `${index}-${count}`), program);
+        const again = await startOnce(filled, program, tokens);
+        starts[index]?.anew.push(fresh.milliseconds);
+        starts[index]?.again.push(again.milliseconds);
+        starts[index]?.rest.push(again.restBytes);
+        starts[index]?.full.push(again.fullBytes);
+      }
     }
+    const megabytes = (values: readonly number[]) => round(median(values) / 2 ** 20, 1);
     return {
-      rows: [{ "ms to the first answer": round(median(times), 1), "MB at rest": round(median(memories) / 2 ** 20, 1) }],
+      rows: programs.map(({ name }, index) => {
+        const { anew = [], again = [], rest = [], full = [] } = starts[index] ?? {};
+        return {
+          case: name,
+          "ms, new folder": round(median(anew), 1),
+          "ms, with data": round(median(again), 1),
+          "MB at rest": megabytes(rest),
+          "MB with the sockets": megabytes(full),
+        };
+      }),
     };
   },
 };
 
-async function manyDevices(server: Subject, accounts: number, devicesEach: number): Promise<string[]> {
+/** From before the process to its first answer; then its memory, when it has come to rest. */
+async function startOnce(dataDir: string, program: readonly string[], tokens: readonly string[] = []) {
+  const started = performance.now();
+  const server = await startChildServer({ DATA_DIR: dataDir }, program);
+  await fetch(`${server.url}/readyz`);
+  const milliseconds = performance.now() - started;
+  await Bun.sleep(SETTLE_MS);
+  const restBytes = await residentBytes(server.pid);
+  const sockets = await openAll(server, tokens);
+  await Bun.sleep(SETTLE_MS);
+  const fullBytes = await residentBytes(server.pid);
+  for (const socket of sockets) socket.terminate();
+  await server.kill("SIGTERM");
+  return { milliseconds, restBytes, fullBytes };
+}
+
+async function build(outfile: string): Promise<void> {
+  const child = Bun.spawn([process.execPath, join(import.meta.dir, "../../src/build.ts"), "--outfile", outfile], {
+    stdio: ["ignore", "ignore", "inherit"],
+  });
+  if ((await child.exited) !== 0) throw new Error("the binary could not be built");
+}
+
+/** So many devices in a new database, and their tokens. */
+async function deviceTokens(dataDir: string, count: number): Promise<string[]> {
+  const server = await startChildServer({ DATA_DIR: dataDir });
+  const tokens = await manyDevices(server, count / DEVICES_OF_AN_ACCOUNT, DEVICES_OF_AN_ACCOUNT);
+  await server.kill("SIGTERM");
+  return tokens;
+}
+
+function temporaryFolder() {
+  const path = mkdtempSync(join(tmpdir(), "clipslot-start-"));
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+async function manyDevices(server: Pick<Subject, "url">, accounts: number, devicesEach: number): Promise<string[]> {
   const client = connect(server.url);
   const tokens: string[] = [];
   for (let index = 0; index < accounts; index += 1) {
@@ -112,7 +181,7 @@ async function manyDevices(server: Subject, accounts: number, devicesEach: numbe
   return tokens;
 }
 
-async function openAll(server: Subject, tokens: readonly string[]): Promise<WebSocket[]> {
+async function openAll(server: Pick<Subject, "url">, tokens: readonly string[]): Promise<WebSocket[]> {
   const sockets: WebSocket[] = [];
   for (let first = 0; first < tokens.length; first += 100) {
     const opening = tokens.slice(first, first + 100).map(

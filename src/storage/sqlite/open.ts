@@ -26,14 +26,16 @@ export function openSqliteFile(path: string): SqliteFile {
   const lock = takeLock(path);
   try {
     makeFile(path);
+    const isNew = statSync(path).size === 0;
     const client = new Database(path, { create: true, strict: true });
+    // Nothing is there that a journal on the disk could bring back, and three syncs fewer are a tenth of a first start.
+    if (isNew) client.run("PRAGMA journal_mode = MEMORY");
     configure(client);
     migrateSqlite(client);
     return {
       client,
       epoch: readEpoch(client),
       close() {
-        tidy(client);
         client.close();
         lock.close();
       },
@@ -84,15 +86,6 @@ function migrateAlone(path: string, client: Database): void {
     migrateSqlite(client);
   } finally {
     lock.close();
-  }
-}
-
-/** Statistics for the query planner; nothing that a full disk may keep a server from closing for. */
-function tidy(client: Database): void {
-  try {
-    client.run("PRAGMA optimize");
-  } catch {
-    // The next close tries again.
   }
 }
 
