@@ -316,6 +316,7 @@ async function pushMany(socket: TestSocket, count: number, { bytes = 48, paced =
   }
   const last = pushes.at(-1)?.id;
   if (!paced) expect(await socket.nextWhere(({ ref }) => ref === last)).toMatchObject({ result: "applied" });
+  expect(socket.received.filter(({ type }) => type === "error")).toEqual([]);
   return pushes.map(({ id }) => id);
 }
 

@@ -10,6 +10,7 @@ import { Delivery } from "../src/relay/catch-up.ts";
 import { createHub, type Socket } from "../src/relay/hub.ts";
 import { createPresence } from "../src/relay/presence.ts";
 import type { Change, ChangePage, SlotChange, Storage } from "../src/storage/storage.ts";
+import { nextTurn } from "../src/waiting.ts";
 
 const USER = "user";
 
@@ -81,43 +82,90 @@ describe("winners of writes that another instance took", () => {
   };
 
   test("[W6] a winner that the stream has not come to waits for it, and comes when its own write is passed over", async () => {
-    const { delivery, sent } = await liveDelivery(10);
-    delivery.sendWinner(slot(12, "winner"));
+    const { delivery, sent } = await liveDelivery(10, slot(12, "winner"));
+    await delivery.sendWinner(slot(12, "winner"));
     expect(sent).toEqual([]);
     delivery.passedOver({ kind: "history_deletion", seq: 11, id: "" });
+    await nextTurn();
     expect(sent).toEqual([]);
     delivery.passedOver(slot(12, "winner"));
+    await nextTurn();
     expect(sent).toEqual([expect.objectContaining({ seq: 12, encrypted_blob: "winner" })]);
   });
 
   test("[W6] it does not come once the client itself has written something newer", async () => {
-    const { delivery, sent } = await liveDelivery(10);
-    delivery.sendWinner(slot(12, "winner"));
+    const { delivery, sent } = await liveDelivery(10, slot(13, "newer"));
+    await delivery.sendWinner(slot(12, "winner"));
     delivery.passedOver(slot(13, "newer"));
+    await nextTurn();
     expect(sent).toEqual([]);
   });
 
   test("[W6] it comes once, with the stream", async () => {
-    const { delivery, sent } = await liveDelivery(10);
-    delivery.sendWinner(slot(12, "winner"));
+    const { delivery, sent } = await liveDelivery(10, slot(12, "winner"));
+    await delivery.sendWinner(slot(12, "winner"));
     delivery.published(slot(12, "winner")); // the topic has sent it
+    await nextTurn();
     expect(sent).toEqual([]);
+  });
+
+  test("[W6] what was published while it was read is not followed by something older", async () => {
+    const read = Promise.withResolvers<SlotChange>();
+    const { delivery, sent } = await liveDelivery(10, read.promise);
+    const paid = delivery.sendWinner(slot(9, "winner"));
+    delivery.published(slot(11, "newer"));
+    read.resolve(slot(9, "winner"));
+    await paid;
+    expect(sent).toEqual([]);
+  });
+
+  test("[W6] the winners of two slots, one of which the stream comes to while the other is read, both come", async () => {
+    const read = Promise.withResolvers<SlotChange>();
+    const later = { ...slot(12, "later"), slotNumber: 2 };
+    const { delivery, sent } = await liveDelivery(10, (slotNumber) => (slotNumber === 2 ? later : read.promise));
+    await delivery.sendWinner(later);
+    const paid = delivery.sendWinner(slot(9, "winner"));
+    delivery.passedOver({ kind: "history_deletion", seq: 12, id: "" });
+    read.resolve(slot(9, "winner"));
+    await paid;
+    expect(sent).toEqual([
+      expect.objectContaining({ slot_number: 1, seq: 9 }),
+      expect.objectContaining({ slot_number: 2, seq: 12 }),
+    ]);
+  });
+
+  test("[R5] [W6] a winner waits while the socket's buffer is full", async () => {
+    const { delivery, sent, buffer } = await liveDelivery(10, slot(9, "winner"));
+    buffer.bytes = 2 ** 30;
+    await delivery.sendWinner(slot(9, "winner"));
+    expect(sent).toEqual([]);
+    buffer.bytes = 0;
+    delivery.drained();
+    await nextTurn();
+    expect(sent).toEqual([expect.objectContaining({ seq: 9 })]);
   });
 });
 
 /** A delivery of protocol 1 that has caught up to `seq`, and what it sends by itself. */
-async function liveDelivery(seq: number) {
+async function liveDelivery(
+  seq: number,
+  standing: SlotChange | Promise<SlotChange> | ((slotNumber: number) => SlotChange | Promise<SlotChange>),
+) {
   const sent: unknown[] = [];
+  const buffer = { bytes: 0 };
   const socket = {
     send: (text: string) => sent.push(JSON.parse(text)),
     ping() {},
     subscribe() {},
     unsubscribe() {},
-    getBufferedAmount: () => 0,
+    getBufferedAmount: () => buffer.bytes,
   };
   const delivery = new Delivery({
     socket: socket as unknown as ServerWebSocket<unknown>,
-    storage: {} as Storage, // nothing is missed, so nothing is read
+    storage: {
+      changesAfter: () => Promise.reject(new Error("nothing is missed, so nothing is read")),
+      slot: async (_userId, slotNumber) => (typeof standing === "function" ? standing(slotNumber) : standing),
+    },
     channel: { topic: "", coveredSeq: seq, reached() {}, caughtUp: async () => {} },
     config: loadConfig({}),
     userId: "",
@@ -130,7 +178,7 @@ async function liveDelivery(seq: number) {
   });
   await delivery.advance();
   expect(delivery.isLive).toBe(true);
-  return { delivery, sent };
+  return { delivery, sent, buffer };
 }
 
 /** An account with so many changes, a hub, and reads that are answered when the test says so, with what stood when they were asked. */

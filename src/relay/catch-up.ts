@@ -13,7 +13,7 @@
 import type { ServerWebSocket } from "bun";
 import type { Config } from "../config.ts";
 import { changeMessage, isDeletion } from "../protocol.ts";
-import type { Change, SlotChange, Storage } from "../storage/storage.ts";
+import type { Change, SlotHead, Storage } from "../storage/storage.ts";
 import { nextTurn } from "../waiting.ts";
 
 export interface Channel {
@@ -28,7 +28,7 @@ export interface Channel {
 
 export interface DeliveryOptions {
   socket: ServerWebSocket<unknown>;
-  storage: Storage;
+  storage: Pick<Storage, "changesAfter" | "slot">;
   channel: Channel;
   config: Config;
   userId: string;
@@ -67,8 +67,11 @@ export class Delivery {
 
   /** What the client last learnt of each slot: its seq, and which message it was last sent of it (0: none). */
   readonly #knownSlots = new Map<number, { seq: number; count: number }>();
-  /** [W6] Winners to be sent as soon as the stream has come to them and the window has room. */
-  readonly #owedWinners = new Map<number, SlotChange>();
+  /** [W6] Slots owed to the client, by number, and their seq: sent as soon as the stream has come to it and there is room. */
+  readonly #owedWinners = new Map<number, number>();
+  #paying: Promise<void> | undefined;
+  /** Something has moved since the payment under way began. */
+  #payAgain = false;
 
   constructor(options: DeliveryOptions) {
     this.#options = options;
@@ -100,6 +103,7 @@ export class Delivery {
 
   /** Sends what is missing, until the socket is live or has to wait for a pong or for its buffer. */
   async advance(): Promise<void> {
+    void this.#payWinners();
     if (this.#reading || this.#live || this.#closed) return;
     const { socket, config, confirms } = this.#options;
     const { confirmWindow, catchUpPageItems, catchUpPageBytes } = config.sync;
@@ -134,7 +138,7 @@ export class Delivery {
       this.#missedCount += 1;
     }
     this.#sentSeq = Math.max(this.#sentSeq, page.throughSeq);
-    this.#payWinners();
+    void this.#payWinners();
     if (confirms) {
       this.#raiseConfirmed(this.#confirmedSeq);
       this.#schedulePing();
@@ -171,8 +175,8 @@ export class Delivery {
     if (this.#options.confirms) this.#sentCount += 1;
     if (change.kind !== "slot") return;
     this.#knownSlots.set(change.slotNumber, { seq: change.seq, count: this.#sentCount });
-    const owed = this.#owedWinners.get(change.slotNumber);
-    if (owed !== undefined && owed.seq <= change.seq) this.#owedWinners.delete(change.slotNumber);
+    const owedSeq = this.#owedWinners.get(change.slotNumber);
+    if (owedSeq !== undefined && owedSeq <= change.seq) this.#owedWinners.delete(change.slotNumber);
   }
 
   // Live
@@ -181,7 +185,7 @@ export class Delivery {
   published(change: Change): void {
     this.#sentSeq = change.seq;
     this.#count(change);
-    this.#payWinners();
+    void this.#payWinners();
     if (this.#options.confirms) this.#fallBehindOrPing();
   }
 
@@ -192,9 +196,9 @@ export class Delivery {
     if (change.kind === "slot") {
       const { slotNumber, seq } = change;
       this.#knownSlots.set(slotNumber, { seq, count: this.#knownSlots.get(slotNumber)?.count ?? 0 });
-      if ((this.#owedWinners.get(slotNumber)?.seq ?? seq) < seq) this.#owedWinners.delete(slotNumber);
+      if ((this.#owedWinners.get(slotNumber) ?? seq) < seq) this.#owedWinners.delete(slotNumber);
     }
-    this.#payWinners();
+    void this.#payWinners();
     if (this.#options.confirms) this.#raiseConfirmed(this.#confirmedSeq);
   }
 
@@ -211,23 +215,51 @@ export class Delivery {
     );
   }
 
-  /** [W6] Sends what stands to the sender of a write that lost, unless it has learnt of something newer since. */
-  sendWinner(winner: SlotChange): void {
+  /**
+   * [W6] Sends what stands to the sender of a write that lost, unless it has learnt of something newer since. Resolves
+   * when it is sent, or has to wait for its turn.
+   */
+  async sendWinner(winner: SlotHead): Promise<void> {
     if (this.#closed || (this.#knownSlots.get(winner.slotNumber)?.seq ?? 0) > winner.seq) return;
-    this.#owedWinners.set(winner.slotNumber, winner);
-    this.#payWinners();
-    if (this.#options.confirms) this.#fallBehindOrPing();
+    this.#owedWinners.set(winner.slotNumber, winner.seq);
+    await this.#payWinners();
   }
 
-  /** A winner that the stream has not come to yet waits: it comes with the stream, or right after its own write was passed over. */
-  #payWinners(): void {
-    if (this.#owedWinners.size === 0) return;
-    for (const [slotNumber, winner] of this.#owedWinners) {
-      if (this.#isFull()) return;
-      if (winner.seq > this.#sentSeq) continue;
-      this.#owedWinners.delete(slotNumber);
-      this.#send(winner);
+  /**
+   * One after the other, however many writes have lost: each is read only when it can be sent. A winner that the stream
+   * has not come to yet comes with the stream, or right after its own write was passed over.
+   */
+  #payWinners(): Promise<void> {
+    if (this.#owedWinners.size === 0) return Promise.resolve();
+    this.#payAgain = true;
+    this.#paying ??= this.#payAll()
+      .catch((error: unknown) => this.#options.onFault(error))
+      .finally(() => {
+        this.#paying = undefined;
+      });
+    return this.#paying;
+  }
+
+  async #payAll(): Promise<void> {
+    const { storage, userId, confirms } = this.#options;
+    while (this.#payAgain) {
+      this.#payAgain = false;
+      for (const [slotNumber, seq] of this.#owedWinners) {
+        if (!this.#hasRoom()) break;
+        if (seq > this.#sentSeq) continue;
+        const winner = await storage.slot(userId, slotNumber);
+        // Meanwhile the stream may have brought it, or may be about to bring what stands there now.
+        if (!this.#hasRoom() || !this.#owedWinners.delete(slotNumber)) continue;
+        if (winner === null || winner.seq > this.#sentSeq) continue;
+        this.#send(winner);
+        if (confirms) this.#fallBehindOrPing();
+      }
     }
+  }
+
+  #hasRoom(): boolean {
+    const { socket, config } = this.#options;
+    return !this.#closed && !this.#isFull() && socket.getBufferedAmount() <= config.sync.catchUpPageBytes;
   }
 
   // Confirmation
@@ -271,9 +303,10 @@ export class Delivery {
     this.#confirmedCount = this.#ping.count;
     this.#raiseConfirmed(this.#ping.seq);
     this.#ping = undefined;
-    this.#payWinners();
-    this.#fallBehindOrPing();
-    if (!this.#live) void this.advance();
+    void this.#payWinners().then(() => {
+      this.#fallBehindOrPing();
+      if (!this.#live) void this.advance();
+    });
   }
 
   /** With nothing in flight, all that was sent or passed over is confirmed too. */

@@ -7,11 +7,11 @@ import { createMeter, createRecentKeys } from "../rate-limiter.ts";
 
 export interface FloodGuard {
   /**
-   * Counts a frame.
+   * Counts a frame, or a request of so many writes.
    *
    * @returns `waitMs` 0: it may pass; else the milliseconds after which it might. `goesOn`: enough were refused
    */
-  count(bytes: number): { waitMs: number; goesOn: boolean };
+  count(bytes: number, messages?: number): { waitMs: number; goesOn: boolean };
   /** Milliseconds until the device may come back; 0: it may. */
   awayMs(): number;
 }
@@ -19,19 +19,21 @@ export interface FloodGuard {
 const PASSES = { waitMs: 0, goesOn: false };
 const OPEN: FloodGuard = { count: () => PASSES, awayMs: () => 0 };
 
-/** @returns the guard of a device, which all of its sockets share */
-export function createFloodGuards({ rateLimits, limits }: Config): (deviceId: string) => FloodGuard {
+export type FloodGuards = (id: string) => FloodGuard;
+
+/** @returns the guard of a device, which all of its sockets and requests share; of an account for what has no device */
+export function createFloodGuards({ rateLimits, limits }: Config): FloodGuards {
   if (!rateLimits) return () => OPEN;
   const guards = createRecentKeys<FloodGuard>(limits.rememberedKeys);
-  return (deviceId) => guards.getOr(deviceId, createGuard);
+  return (id) => guards.getOr(id, createGuard);
 
   function createGuard(): FloodGuard {
-    const messages = createMeter(limits.messagesPerDevice);
+    const meter = createMeter(limits.messagesPerDevice);
     const refusals = createMeter(limits.refusedMessagesPerDevice);
     let awayUntil = 0;
     return {
-      count(bytes) {
-        const waitMs = messages(1 + Math.floor(bytes / limits.messageBytes));
+      count(bytes, messages = 1) {
+        const waitMs = meter(messages + Math.floor(bytes / limits.messageBytes));
         if (waitMs === 0) return PASSES;
         const goesOn = refusals(1) > 0;
         if (goesOn) awayUntil = performance.now() + limits.floodPauseMs;

@@ -20,6 +20,8 @@ import type { FloodGuard } from "./flood.ts";
 import type { Presence } from "./presence.ts";
 
 const TOKEN_REVOKED = "The token no longer counts; sign in again.";
+/** Accounts that are looked at at once. */
+const LOOK_ACCOUNTS = 500;
 /** Sockets whose tokens are asked for at once. */
 const RECHECK_SOCKETS = 500;
 
@@ -272,10 +274,14 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
 
   /** Looks for changes nobody told of, and goes on with sockets that had to wait for the database. */
   async function look(): Promise<void> {
-    const seqs = await storage.accountSeqs([...channels.keys()]);
-    for (const [userId, seq] of seqs) announce(userId, seq);
-    for (const channel of channels.values()) {
-      for (const socket of channel.sockets) void socket.data.delivery?.advance();
+    const userIds = [...channels.keys()];
+    for (let start = 0; start < userIds.length; start += LOOK_ACCOUNTS) {
+      const batch = userIds.slice(start, start + LOOK_ACCOUNTS);
+      for (const [userId, seq] of await storage.accountSeqs(batch)) announce(userId, seq);
+      for (const userId of batch) {
+        for (const socket of channels.get(userId)?.sockets ?? []) void socket.data.delivery?.advance();
+      }
+      await nextTurn();
     }
   }
 

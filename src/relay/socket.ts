@@ -1,5 +1,5 @@
 /**
- * The WebSocket edge: the upgrade, and Bun's handler. A frame is parsed, becomes a write, and its outcome becomes an
+ * The WebSocket edge: Bun's handler of what upgrade.ts let in. A frame is parsed, becomes a write, and its outcome becomes an
  * answer; nothing here awaits before the write is queued, so the writes of a socket keep their order.
  */
 import type { WebSocketHandler } from "bun";
@@ -7,6 +7,7 @@ import type { Config } from "../config.ts";
 import { AppError, CLOSE } from "../errors.ts";
 import { publicLimits } from "../limits.ts";
 import type { Logger } from "../log.ts";
+import type { OutageLog } from "../outage-log.ts";
 import type { Metrics } from "../metrics/metrics.ts";
 import { formatTime, type ClientMessage, type Protocol } from "../protocol.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
@@ -23,6 +24,7 @@ export interface SocketOptions {
   seats: Seats;
   writer: Writer<Origin>;
   log: Logger;
+  logOutage: OutageLog;
   metrics: Pick<Metrics, "rejected" | "socketClosed">;
   /** The database's epoch, for cursors. */
   epoch: string;
@@ -31,11 +33,12 @@ export interface SocketOptions {
 /** Bun's handler. A throw in it would end the process, so every entry is guarded. */
 export function createSocketHandler({
   config,
-  protocol: { clientMessage },
+  protocol,
   hub,
   seats,
   writer,
   log,
+  logOutage,
   metrics,
   epoch,
 }: SocketOptions): WebSocketHandler<SocketData> {
@@ -97,7 +100,7 @@ export function createSocketHandler({
     try {
       json = parseFrame(frame);
       if (retryAfterMs > 0) throw new AppError("rate_limited", "Too many messages; slow down.", { retryAfterMs });
-      message = validate(clientMessage, json, "The message");
+      message = validate(protocol.clientMessage, json, "The message");
     } catch (error) {
       if (!(error instanceof AppError)) throw error;
       sendError(socket, error, refOf(json, config.sync.refMaxLength));
@@ -119,7 +122,9 @@ export function createSocketHandler({
   async function settle(socket: Socket, message: ClientMessage, written: Promise<WriteOutcome>): Promise<void> {
     const { data } = socket;
     try {
-      answer(socket, message, await written);
+      const outcome = await written;
+      if (outcome.result === "stale" && outcome.winner !== null) await data.delivery?.sendWinner(outcome.winner);
+      answer(socket, message, outcome);
     } catch (error) {
       refuse(socket, message, error);
     } finally {
@@ -135,7 +140,7 @@ export function createSocketHandler({
     return waitMs;
   }
 
-  /** [W6] tells the loser what stands; `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */
+  /** `ack` and `ref` are protocol 2's, and harmless to others who ask for them. */
   function answer(socket: Socket, message: ClientMessage, outcome: WriteOutcome): void {
     switch (outcome.result) {
       case "revoked":
@@ -150,7 +155,6 @@ export function createSocketHandler({
       case "applied":
       case "duplicate":
       case "stale":
-        if (outcome.result === "stale" && outcome.winner !== null) socket.data.delivery?.sendWinner(outcome.winner);
         if (message.ref !== undefined)
           sendJson(socket, { type: "ack", ref: message.ref, result: outcome.result, seq: outcome.seq });
     }
@@ -166,10 +170,11 @@ export function createSocketHandler({
   }
 
   function sendError(socket: Socket, error: AppError, ref: string | undefined): void {
+    logOutage(error);
     metrics.rejected("socket", error.code);
     sendJson(socket, {
       type: "error",
-      message: error.message,
+      message: error.text,
       code: error.code,
       ...(ref === undefined ? {} : { ref }),
       ...(error.retryAfterMs === undefined ? {} : { retry_after_ms: error.retryAfterMs }),

@@ -8,7 +8,7 @@ import { socketQuery } from "../protocol.ts";
 import type { Storage } from "../storage/storage.ts";
 import { resumeAt, type Cursor, type ResyncReason } from "../sync/cursor.ts";
 import { validate } from "../validate.ts";
-import { createFloodGuards } from "./flood.ts";
+import type { FloodGuards } from "./flood.ts";
 import type { SocketData } from "./hub.ts";
 import type { Seats } from "./seats.ts";
 
@@ -20,6 +20,7 @@ export interface UpgradeOptions {
   storage: Storage;
   config: Config;
   seats: Pick<Seats, "admit">;
+  floodGuards: FloodGuards;
   /** Who asks, as limits count. */
   clientAddress: (request: Request, server: Server<SocketData>) => string;
 }
@@ -32,14 +33,22 @@ export interface UpgradeOptions {
  */
 export type Upgrade = (request: Request, server: Server<SocketData>) => Promise<void>;
 
-export function createUpgrade({ sessions, storage, config, seats, clientAddress }: UpgradeOptions): Upgrade {
-  const floodGuardOf = createFloodGuards(config);
+export function createUpgrade({
+  sessions,
+  storage,
+  config,
+  seats,
+  floodGuards,
+  clientAddress,
+}: UpgradeOptions): Upgrade {
   return async (request, server) => {
     if (request.headers.get("upgrade")?.toLowerCase() !== "websocket") {
       throw new AppError("upgrade_required", "This address speaks WebSocket only.");
     }
     refuseForeignOrigin(request);
-    const query = validate(socketQuery, Object.fromEntries(new URL(request.url).searchParams), "The query");
+    const url = URL.parse(request.url);
+    if (url === null) throw new AppError("bad_request", "The Host header is missing or not valid.");
+    const query = validate(socketQuery, Object.fromEntries(url.searchParams), "The query");
     const { token, subprotocol } = findToken(request, query.token);
     const protocol = query.protocol === "2" ? 2 : 1;
     const cursor =
@@ -53,7 +62,7 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
     const start = cursor ?? { seq: state.device.confirmedSeq, emptyUntilSeq: 0 };
     const address = clientAddress(request, server);
     seats.admit({ userId, address });
-    const flood = floodGuardOf(deviceId);
+    const flood = floodGuards(deviceId);
     if (flood.awayMs() > 0)
       throw new AppError("rate_limited", "This device sent too many messages.", { retryAfterMs: flood.awayMs() });
     const data: SocketData = {
@@ -90,7 +99,7 @@ export function createUpgrade({ sessions, storage, config, seats, clientAddress 
   async function readCursor(userId: string, text: string | undefined): Promise<Cursor | { resync: ResyncReason }> {
     const account = await storage.summary(userId);
     if (account === null) throw deadToken();
-    return resumeAt(text === "" ? undefined : text, storage.epoch, account);
+    return resumeAt(text, storage.epoch, account);
   }
 }
 

@@ -11,8 +11,8 @@ const NIL_UUID = "00000000-0000-0000-0000-000000000000";
 export interface SlotVersion {
   timestamp: number;
   deviceId: string | null;
-  /** Looked at only where timestamp and device leave it open. A cleared slot's is empty. */
-  content: () => Uint8Array;
+  /** By hashContent; asked for only where timestamp and device leave it open. A cleared slot has no content. */
+  contentHash: () => Uint8Array;
 }
 
 /**
@@ -23,9 +23,9 @@ export function compareSlotVersions(left: SlotVersion, right: SlotVersion): numb
   const leftDevice = left.deviceId ?? NIL_UUID;
   const rightDevice = right.deviceId ?? NIL_UUID;
   if (leftDevice !== rightDevice) return leftDevice > rightDevice ? 1 : -1;
-  return Buffer.compare(sha256(left.content()), sha256(right.content()));
+  return Buffer.compare(left.contentHash(), right.contentHash());
 }
 
-function sha256(content: Uint8Array): Uint8Array {
+export function hashContent(content: Uint8Array): Uint8Array {
   return new Bun.CryptoHasher("sha256").update(content).digest();
 }

@@ -1,20 +1,23 @@
 /** Reads what changed after a seq, at a cost that grows with what is missed and not with the account. */
-import type { Change, ChangePage } from "../storage.ts";
+import type { Change, ChangePage, SlotChange } from "../storage.ts";
 import type { Sql } from "./pool.ts";
 
+interface SlotRow {
+  slot_number: number;
+  blob: Buffer;
+  cleared: boolean;
+  device: string | null;
+  at: number;
+}
+
 /** A row of the page: a change, or (seq null) that there is none; beside it what is known of the account. */
-interface Row {
+interface Row extends SlotRow {
   counter: number;
   has_more: boolean;
   kind: "slot" | "history" | "history_deletion";
   seq: number | null;
-  slot_number: number;
   id: string;
-  blob: Buffer;
-  cleared: boolean;
   content_hash: string;
-  device: string | null;
-  at: number;
   expires_at: number | null;
 }
 
@@ -80,17 +83,29 @@ export async function changesAfter(
   return { changes, throughSeq: throughSeq ?? afterSeq, hasMore };
 }
 
+/** Storage.slot. */
+export async function slotChange(sql: Sql, userId: string, slotNumber: number): Promise<SlotChange | null> {
+  const [row] = await sql<(SlotRow & { seq: number })[]>`
+    SELECT seq, slot_number, encrypted_blob AS blob, cleared, updated_by AS device, to_ms(updated_at) AS at
+    FROM synced_slots WHERE user_id = ${userId} AND slot_number = ${slotNumber}`;
+  return row === undefined ? null : slotOf(row, row.seq);
+}
+
+function slotOf(row: SlotRow, seq: number): SlotChange {
+  return {
+    kind: "slot",
+    seq,
+    slotNumber: row.slot_number,
+    blob: row.cleared ? null : row.blob.toString("base64"),
+    updatedBy: row.device,
+    timestamp: row.at,
+  };
+}
+
 function changeOf(row: Row, seq: number): Change {
   switch (row.kind) {
     case "slot":
-      return {
-        kind: "slot",
-        seq,
-        slotNumber: row.slot_number,
-        blob: row.cleared ? null : row.blob.toString("base64"),
-        updatedBy: row.device,
-        timestamp: row.at,
-      };
+      return slotOf(row, seq);
     case "history":
       return {
         kind: "history",

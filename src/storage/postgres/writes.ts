@@ -1,16 +1,16 @@
 /**
- * A batch of writes as the parameters of the SQL function apply_writes (drizzle/postgres/0001_functions.sql), and its
+ * A batch of writes as the parameters of the SQL function apply_writes (drizzle/postgres/0003_heads.sql), and its
  * answer as the port's.
  */
-import { compareSlotVersions } from "../merge.ts";
+import { compareSlotVersions, hashContent } from "../merge.ts";
 import type {
   AccountProgress,
   AppliedBatch,
   Author,
   Change,
-  HistoryChange,
   HistoryDeletion,
-  SlotChange,
+  HistoryHead,
+  SlotHead,
   SlotWrite,
   Write,
   WriteLimits,
@@ -22,8 +22,8 @@ import type { Sql } from "./pool.ts";
 /** A row of apply_writes: what became of a write, */
 type Answer =
   | { place: number; verdict: "applied"; seq: number; at: number }
-  | { place: number; verdict: "stale"; seq: number; stored: SlotChange | null }
-  | { place: number; verdict: "duplicate"; seq: number; stored: SlotChange | HistoryChange | null }
+  | { place: number; verdict: "stale"; seq: number; stored: SlotHead | null }
+  | { place: number; verdict: "duplicate"; seq: number; stored: SlotHead | HistoryHead | null }
   | { place: number; verdict: "not_found" | "revoked" | "quota_exceeded" };
 
 /** or something that happened beside. */
@@ -162,7 +162,7 @@ function sameAuthor(left: Author, right: Author): boolean {
 }
 
 function versionOf({ timestamp, author, blob }: TimedSlotWrite) {
-  return { timestamp, deviceId: author.deviceId, content: () => Buffer.from(blob ?? "", "base64") };
+  return { timestamp, deviceId: author.deviceId, contentHash: () => hashContent(Buffer.from(blob ?? "", "base64")) };
 }
 
 function send(sql: Sql, { sent, beaten, rounds }: Plan, limits: WriteLimits, now: number) {
@@ -279,5 +279,7 @@ function beatenOutcome(winner: WriteOutcome, equal: boolean): WriteOutcome {
   const { seq } = winner;
   const stands = winner.result === "applied" ? winner.change : winner.stored;
   if (stands?.kind !== "slot") throw new Error("apply_writes answered for a slot with something else");
-  return equal ? { result: "duplicate", seq, stored: stands } : { result: "stale", seq, winner: stands };
+  const { kind, slotNumber, updatedBy, timestamp } = stands;
+  const head: SlotHead = { kind, seq: stands.seq, slotNumber, updatedBy, timestamp };
+  return equal ? { result: "duplicate", seq, stored: head } : { result: "stale", seq, winner: head };
 }

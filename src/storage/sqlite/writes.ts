@@ -3,7 +3,7 @@
  * writer at a time, so what is read here is what stands when the transaction commits.
  */
 import type { Database } from "bun:sqlite";
-import { compareSlotVersions } from "../merge.ts";
+import { compareSlotVersions, hashContent } from "../merge.ts";
 import type {
   AccountProgress,
   AppliedBatch,
@@ -11,6 +11,7 @@ import type {
   HistoryDelete,
   HistoryWrite,
   SlotChange,
+  SlotHead,
   SlotWrite,
   Write,
   WriteLimits,
@@ -143,11 +144,11 @@ export function prepareWrites(client: Database): Writes {
         timestamp = Math.max(timestamp, stored.timestamp + 1);
       } else {
         const order = compareSlotVersions(
-          { timestamp: write.timestamp, deviceId: author.deviceId, content: () => bytes },
-          { ...stored, content: () => statements.slotContent.get(userId, slotNumber)?.bytes ?? EMPTY },
+          { timestamp: write.timestamp, deviceId: author.deviceId, contentHash: () => hashContent(bytes) },
+          { ...stored, contentHash: () => storedHash(userId, slotNumber, stored) },
         );
-        if (order === 0) return { result: "duplicate", seq: stored.seq, stored: storedSlot(userId, slotNumber) };
-        if (order < 0) return { result: "stale", seq: stored.seq, winner: storedSlot(userId, slotNumber) };
+        if (order === 0) return { result: "duplicate", seq: stored.seq, stored: slotHead(slotNumber, stored) };
+        if (order < 0) return { result: "stale", seq: stored.seq, winner: slotHead(slotNumber, stored) };
       }
     }
     if (!grow(account, bytes.length - (stored?.bytes ?? 0), limits)) return { result: "quota_exceeded" };
@@ -174,17 +175,10 @@ export function prepareWrites(client: Database): Writes {
     return slot;
   }
 
-  function storedSlot(userId: string, slotNumber: number): SlotChange {
-    const row = statements.slotContent.get(userId, slotNumber);
-    if (row === null) throw new Error("a slot left the table within a transaction");
-    return {
-      kind: "slot",
-      seq: row.seq,
-      slotNumber,
-      blob: row.cleared === 1 ? null : toBase64(row.bytes),
-      updatedBy: row.deviceId,
-      timestamp: row.timestamp,
-    };
+  /** Kept, so that the next write with the same timestamp reads nothing. */
+  function storedHash(userId: string, slotNumber: number, stored: SlotRow): Uint8Array {
+    stored.contentHash ??= hashContent(statements.slotContent.get(userId, slotNumber)?.bytes ?? EMPTY);
+    return stored.contentHash;
   }
 
   function pushHistory(progress: Progress, write: HistoryWrite, limits: WriteLimits): WriteOutcome {
@@ -193,14 +187,7 @@ export function prepareWrites(client: Database): Writes {
     const tombstone = statements.tombstone.get(userId, id);
     if (tombstone !== null) return { result: "stale", seq: tombstone.seq, winner: null };
     const stored = statements.historyById.get(userId, id) ?? statements.historyByHash.get(userId, contentHash);
-    if (stored !== null) {
-      const { bytes, ...item } = stored;
-      return {
-        result: "duplicate",
-        seq: stored.seq,
-        stored: { kind: "history", ...item, blob: toBase64(bytes) },
-      };
-    }
+    if (stored !== null) return { result: "duplicate", seq: stored.seq, stored: { kind: "history", ...stored } };
     const bytes = Buffer.from(blob, "base64");
     if (!grow(account, bytes.length, limits)) return { result: "quota_exceeded" };
     const seq = ++progress.seq;
@@ -246,8 +233,8 @@ export function prepareWrites(client: Database): Writes {
   }
 }
 
-function toBase64(bytes: Uint8Array): string {
-  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64");
+function slotHead(slotNumber: number, { seq, deviceId, timestamp }: SlotRow): SlotHead {
+  return { kind: "slot", seq, slotNumber, updatedBy: deviceId, timestamp };
 }
 
 /** Books the growth, unless the account is full; what does not grow always fits. */
@@ -262,9 +249,7 @@ function grow(account: Account, bytes: number, limits: WriteLimits): boolean {
  * drizzle 2 to 4 µs. Each finds its row by the whole primary key or unique index; a join of them takes 12 µs.
  */
 function prepareStatements(client: Database) {
-  const slotColumns = "seq, updated_at AS timestamp, updated_by AS deviceId";
-  const historyColumns =
-    "seq, id, encrypted_blob AS bytes, content_hash AS contentHash, device_id AS deviceId, created_at AS createdAt, expires_at AS expiresAt";
+  const historyColumns = "seq, id, created_at AS createdAt";
   return {
     // Moves with the commits of other connections, not with our own (sqlite.org/pragma.html#pragma_data_version).
     dataVersion: client.query<{ data_version: number }, []>("PRAGMA data_version"),
@@ -278,10 +263,10 @@ function prepareStatements(client: Database) {
       "SELECT 1 AS live FROM devices WHERE user_id = ? AND id = ? AND revoked_at IS NULL",
     ),
     slot: client.query<SlotRow, [userId: string, slotNumber: number]>(
-      `SELECT ${slotColumns}, length(encrypted_blob) AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?`,
+      `SELECT seq, updated_at AS timestamp, updated_by AS deviceId, length(encrypted_blob) AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?`,
     ),
-    slotContent: client.query<SlotContentRow, [userId: string, slotNumber: number]>(
-      `SELECT ${slotColumns}, cleared, encrypted_blob AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?`,
+    slotContent: client.query<{ bytes: Uint8Array }, [userId: string, slotNumber: number]>(
+      "SELECT encrypted_blob AS bytes FROM synced_slots WHERE user_id = ? AND slot_number = ?",
     ),
     putSlot: client.query<
       never,
@@ -357,19 +342,12 @@ interface SlotRow {
   deviceId: string | null;
   /** How many its blob has. */
   bytes: number;
-}
-
-interface SlotContentRow extends Omit<SlotRow, "bytes"> {
-  bytes: Uint8Array;
-  cleared: 0 | 1;
+  /** Once it was asked for. */
+  contentHash?: Uint8Array;
 }
 
 interface HistoryRow {
   seq: number;
   id: string;
-  bytes: Uint8Array;
-  contentHash: string;
-  deviceId: string | null;
   createdAt: number;
-  expiresAt: number | null;
 }
