@@ -24,6 +24,7 @@ import {
   type DatabaseKind,
   type TestServer,
 } from "./harness.ts";
+import type { Config } from "../src/config.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 
 describe.each([...DATABASES])("the reference client, on %s", (database) => {
@@ -191,6 +192,90 @@ describe.each([...DATABASES])("the reference client, on %s", (database) => {
     expect(a.client.queued).toBe(0);
   });
 
+  test("[S4] a blob above the server's limit is refused at once, and is never sent", async () => {
+    await using world = await createWorld(database);
+    const a = await world.client();
+    const refused = { result: "refused", code: "payload_too_large" };
+    expect(await a.client.setSlot(1, randomBlob(3 << 20))).toMatchObject(refused);
+    expect(await a.client.pushHistory({ blob: randomBlob(3 << 20), contentHash: "large" })).toMatchObject(refused);
+    expect(await a.client.setSlot(1, randomBlob())).toMatchObject({ result: "applied" });
+    expect(a.client.history()).toEqual([]);
+    expect(a.statuses).not.toContain("waiting");
+  });
+
+  test("[S4] a blob that was queued before the limit was known is refused when it is", async () => {
+    await using world = await createWorld(database);
+    const { token } = await createDevice(world.server, world.account);
+    const statuses: Status[] = [];
+    const client = createSyncClient({ url: world.proxy.url, token, onStatus: (status) => statuses.push(status) });
+    await client.start();
+    const large = client.setSlot(1, randomBlob(3 << 20));
+    const small = client.setSlot(2, randomBlob());
+    expect(client.queued).toBe(2);
+    expect(await within(large, "the large write")).toMatchObject({ result: "refused", code: "payload_too_large" });
+    expect(await within(small, "the small write")).toMatchObject({ result: "applied" });
+    expect(client.slots().map(({ slotNumber }) => slotNumber)).toEqual([2]);
+    expect(statuses).not.toContain("waiting");
+    await client.stop();
+  });
+
+  test("close code 1009: the message that was too large is refused, once, and the rest goes on", async () => {
+    await using world = await createWorld(database);
+    const a = await world.client();
+    // No blob is too large here; what stands around it makes the frame so.
+    const large = a.client.pushHistory({ blob: randomBlob(), contentHash: "x".repeat(2 << 20) });
+    const others = [a.client.setSlot(1, randomBlob(700_000)), a.client.setSlot(2, randomBlob())];
+    expect(await within(large, "the large write")).toMatchObject({ result: "refused", code: "payload_too_large" });
+    for (const result of await within(Promise.all(others), "the others")) expect(result).toHaveProperty("seq");
+    expect(await a.client.setSlot(3, randomBlob())).toMatchObject({ result: "applied" });
+    expect(a.client.history()).toEqual([]);
+    expect(a.statuses.filter((status) => status === "waiting")).toHaveLength(1);
+  });
+
+  test("[E3] [E4] who sends more than it may waits as long as the server says, and is not cut off", async () => {
+    const adjust = (config: Config): Config => ({
+      ...config,
+      rateLimits: true,
+      limits: {
+        ...config.limits,
+        messagesPerDevice: { burst: 20, everyMs: 10 },
+        refusedMessagesPerDevice: { burst: 20, everyMs: 1_000 },
+      },
+    });
+    await using world = await createWorld(database, {}, adjust);
+    let resumeAt = 0;
+    const tooEarly: number[] = [];
+    const openSocket = (url: string, protocols: string[]) => {
+      const socket = new WebSocket(url, protocols);
+      socket.addEventListener("message", ({ data }) => {
+        const waitMs = Number(JSON.parse(String(data)).retry_after_ms ?? 0);
+        if (waitMs > 0) resumeAt = Math.max(resumeAt, performance.now() + waitMs);
+      });
+      const send = socket.send.bind(socket);
+      socket.send = (text: string) => {
+        const early = resumeAt - performance.now();
+        if (early > 2) tooEarly.push(early);
+        send(text);
+      };
+      return socket;
+    };
+    const a = await world.client({ openSocket });
+    const written = Array.from({ length: 40 }, (_, index) =>
+      a.client.pushHistory({ blob: randomBlob(), contentHash: `item-${index}` }),
+    );
+    for (const result of await Promise.all(written)) expect(result).toMatchObject({ result: "applied" });
+    expect(resumeAt).toBeGreaterThan(0);
+    expect(tooEarly).toEqual([]);
+    expect(a.statuses).not.toContain("waiting");
+  });
+
+  test("goes on trying when the network swallows everything, the question about its token too", async () => {
+    await using world = await createWorld(database);
+    const a = await world.client({ silenceMs: 50, answerMs: 50 });
+    world.proxy.blackHole();
+    await a.until(() => a.statuses.filter((status) => status === "connecting").length >= 4);
+  });
+
   test("a clock that is wrong by ten minutes loses nothing and wins nothing", async () => {
     await using world = await createWorld(database);
     const ahead = await world.client({ now: () => Date.now() + 600_000 });
@@ -267,8 +352,12 @@ interface ClientOptions extends Partial<SyncClientOptions> {
 }
 
 /** An account, and clients that reach the server through a proxy. */
-async function createWorld(database: DatabaseKind, env: Record<string, string> = {}) {
-  const server = await startTestServer({ database, env });
+async function createWorld(
+  database: DatabaseKind,
+  env: Record<string, string> = {},
+  adjust: (config: Config) => Config = (config) => config,
+) {
+  const server = await startTestServer({ database, env, adjust });
   const account = await createAccount(server);
   const proxy: Proxy = await startProxy(() => Number(new URL(server.url).port));
   const clients: SyncClient[] = [];

@@ -10,7 +10,10 @@ import type { Ack, ErrorMessage, Write } from "./wire.ts";
 /** What became of a write. */
 export type WriteResult =
   | { result: "applied" | "stale" | "duplicate"; seq: number }
-  /** The server will not take it, ever (or, with the code `outbox_full`, it was never queued). */
+  /**
+   * The server will not take it, ever; or it was never sent: `payload_too_large` for what is above the server's limit,
+   * `outbox_full` when too many wait already.
+   */
   | { result: "refused"; code: string; message: string }
   /** A newer write to the same slot took its place before it was sent. */
   | { result: "superseded" };
@@ -32,6 +35,8 @@ export interface OutboxEntry extends QueuedWrite {
 /** Errors that say nothing against the write: it may be taken later. */
 const TEMPORARY: ReadonlySet<string> = new Set(["busy", "unavailable", "rate_limited", "disk_full", "internal"]);
 const RETRY_MS = 5_000;
+/** The server counts what it refuses as well, and cuts off who is refused about once a second for long ([E4]). */
+const RATE_LIMITED_MS = 1_000;
 
 export type Outbox = ReturnType<typeof createOutbox>;
 
@@ -45,6 +50,9 @@ export interface OutboxOptions {
 
 export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOptions) {
   const entries = new Map<string, OutboxEntry>();
+  let maxBlobBytes = Number.POSITIVE_INFINITY;
+  /** 1 once the server found that we send too fast, until nothing waits any more: then little is refused at a time. */
+  let mayBeInFlight = maxInFlight;
   for (const { ref, write } of saved)
     entries.set(
       ref,
@@ -59,6 +67,7 @@ export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOpti
     list: (): OutboxEntry[] => [...entries.values()],
 
     add(write: Write): Promise<WriteResult> {
+      if (isTooLarge(write)) return Promise.resolve(tooLarge());
       const key = keyOf(write);
       if ("slot_number" in write) {
         for (const entry of entries.values()) {
@@ -75,6 +84,28 @@ export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOpti
       return promise;
     },
 
+    /** The server's limit became known: what is above it is refused, now and from now on. @returns whether anything was */
+    limitBlobs(bytes: number): boolean {
+      maxBlobBytes = bytes;
+      const refused = [...entries.values()].filter(({ write }) => isTooLarge(write));
+      for (const entry of refused) finish(entry, tooLarge());
+      return refused.length > 0;
+    },
+
+    /**
+     * The server closed the connection over a message that was too large, and does not say which: whichever it was, the
+     * largest is too large as well. @returns whether there was one
+     */
+    refuseLargest(): boolean {
+      const [largest] = [...entries.values()]
+        .filter(({ inFlight }) => inFlight)
+        .toSorted((left, right) => messageBytes(right) - messageBytes(left));
+      if (largest === undefined) return false;
+      const message = `A message of ${messageBytes(largest)} bytes is more than the server takes.`;
+      finish(largest, { result: "refused", code: "payload_too_large", message });
+      return true;
+    },
+
     /** Marks the writes that may go out now as in flight, and returns them. */
     take(): OutboxEntry[] {
       const waiting = new Set<string>();
@@ -85,7 +116,7 @@ export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOpti
       }
       for (const entry of entries.values()) {
         const key = keyOf(entry.write);
-        const mayGo = !entry.inFlight && !waiting.has(key) && inFlight < maxInFlight;
+        const mayGo = !entry.inFlight && !waiting.has(key) && inFlight < mayBeInFlight;
         waiting.add(key);
         if (!mayGo) continue;
         entry.inFlight = true;
@@ -113,7 +144,10 @@ export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOpti
       if (entry === undefined) return undefined;
       if (error.retry_after_ms !== undefined || TEMPORARY.has(error.code)) {
         entry.inFlight = false;
-        return error.retry_after_ms ?? RETRY_MS;
+        const retryMs = error.retry_after_ms ?? RETRY_MS;
+        if (error.code !== "rate_limited") return retryMs;
+        mayBeInFlight = 1;
+        return Math.max(retryMs, RATE_LIMITED_MS);
       }
       finish(entry, { result: "refused", code: error.code, message: error.message });
       return undefined;
@@ -127,8 +161,18 @@ export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOpti
     },
   };
 
+  function isTooLarge(write: Write): boolean {
+    return "encrypted_blob" in write && blobBytes(write.encrypted_blob) > maxBlobBytes;
+  }
+
+  function tooLarge(): WriteResult {
+    const message = `A blob may have at most ${maxBlobBytes} bytes on this server.`;
+    return { result: "refused", code: "payload_too_large", message };
+  }
+
   function finish(entry: OutboxEntry, result: WriteResult): void {
     entries.delete(entry.ref);
+    if (entries.size === 0) mayBeInFlight = maxInFlight;
     entry.done(result);
   }
 }
@@ -139,4 +183,14 @@ function newEntry(ref: string, write: Write, done: (result: WriteResult) => void
 
 function keyOf(write: Write): string {
   return "slot_number" in write ? `slot ${write.slot_number}` : `item ${write.id}`;
+}
+
+/** What base64 text stands for; whether it is any is for the server to say. */
+function blobBytes(text: string): number {
+  const padding = text.endsWith("==") ? 2 : text.endsWith("=") ? 1 : 0;
+  return Math.floor((text.length * 3) / 4) - padding;
+}
+
+function messageBytes({ ref, write }: QueuedWrite): number {
+  return new TextEncoder().encode(JSON.stringify({ ...write, ref })).length;
 }

@@ -63,7 +63,7 @@ export interface SyncClientOptions {
   silenceMs?: number;
   answerMs?: number;
   /** See backoff.ts. */
-  reconnect?: { firstMs?: number; maxMs?: number };
+  reconnect?: Parameters<typeof createBackoff>[0];
   openSocket?: OpenSocket;
   now?: () => number;
 }
@@ -71,14 +71,20 @@ export interface SyncClientOptions {
 export type SyncClient = ReturnType<typeof createSyncClient>;
 
 /** Close codes that mean more than "try again". */
-const CLOSE = { unauthorized: 4401, resyncRequired: 4410 } as const;
+const CLOSE = {
+  policyViolation: 1008,
+  messageTooBig: 1009,
+  tryAgainLater: 1013,
+  unauthorized: 4401,
+  resyncRequired: 4410,
+} as const;
 const CLOCK_SKEW_MS = 60_000;
 
 export function createSyncClient(options: SyncClientOptions) {
   const { url, token, store = createMemoryStore(), now = Date.now } = options;
   const { maxQueued = 1_000, maxInFlight = 16, silenceMs = 30_000, answerMs = 10_000 } = options;
   const openSocket: OpenSocket = options.openSocket ?? ((address, protocols) => new WebSocket(address, protocols));
-  const api = createApi(url);
+  const api = createApi(url, (address, init) => fetch(address, { ...init, signal: AbortSignal.timeout(answerMs) }));
   const backoff = createBackoff(options.reconnect);
 
   let replica = createReplica();
@@ -91,9 +97,14 @@ export function createSyncClient(options: SyncClientOptions) {
 
   let status: Status = "stopped";
   let connection: Connection | undefined;
+  /** Whether the connection began with a cursor. */
+  let resumed = false;
+  /** When the connection had caught up, by a clock that nobody sets. */
+  let liveSince: number | undefined;
   let reconnecting: ReturnType<typeof setTimeout> | undefined;
-  /** The server is busy: nothing is sent until this is over. */
+  /** The server asked for a pause: nothing is sent until this is over, on whatever connection. */
   let holding: ReturnType<typeof setTimeout> | undefined;
+  let heldUntil = 0;
   let saving: Promise<void> | undefined;
   let unsaved = false;
 
@@ -124,6 +135,7 @@ export function createSyncClient(options: SyncClientOptions) {
     /** Disconnects and saves. */
     async stop(): Promise<void> {
       clearTimeout(reconnecting);
+      clearTimeout(holding);
       disconnect();
       setStatus("stopped");
       save();
@@ -179,7 +191,10 @@ export function createSyncClient(options: SyncClientOptions) {
       return replica;
     },
 
-    /** The promises of the writes never reject; they resolve when the server has answered, which may be in a week. */
+    /**
+     * The promises of the writes never reject; they resolve when the server has answered, which may be in a week, or when
+     * it is clear that it would refuse.
+     */
     setSlot: (slotNumber: number, blob: string): Promise<WriteResult> =>
       submit({ type: "slot_update", slot_number: slotNumber, encrypted_blob: blob, ...place(slotNumber) }),
 
@@ -232,12 +247,19 @@ export function createSyncClient(options: SyncClientOptions) {
     for (const { ref, write } of outbox.take()) connection.send(ref, write);
   }
 
+  /** Writes have left the outbox without an answer that changes anything else. */
+  function outboxShrank(): void {
+    options.onChange?.(undefined);
+    save();
+    pump();
+  }
+
   // Connecting
 
   function connect(): void {
     clearTimeout(reconnecting);
-    setStatus("connecting");
-    if (cursor === undefined) replica.startOver();
+    resumed = cursor !== undefined;
+    if (!resumed) replica.startOver();
     connection = openConnection({
       url,
       token,
@@ -248,23 +270,34 @@ export function createSyncClient(options: SyncClientOptions) {
       onMessage: receive,
       onClose: closed,
     });
+    setStatus("connecting");
   }
 
   function disconnect(): void {
     connection?.close();
     connection = undefined;
-    clearTimeout(holding);
-    holding = undefined;
+    liveSince = undefined;
     replica.abandon();
     outbox.requeue();
   }
 
   function closed(code: number, opened: boolean): void {
+    // Who was asked to come back more slowly does, however long the connection held.
+    const isSlowDown = code === CLOSE.policyViolation || code === CLOSE.tryAgainLater;
+    const heldMs = liveSince === undefined || isSlowDown ? 0 : performance.now() - liveSince;
+    const refused = code === CLOSE.messageTooBig && outbox.refuseLargest();
     disconnect();
-    if (code === CLOSE.unauthorized) return setStatus("signed_out");
+    if (code === CLOSE.unauthorized) return signOut();
+    if (code === CLOSE.resyncRequired) cursor = undefined;
+    const pauseMs = code === CLOSE.resyncRequired && resumed ? 0 : backoff.next(heldMs);
+    reconnecting = setTimeout(opened ? connect : () => void connectIfSignedIn(), pauseMs);
     setStatus("waiting");
-    if (code === CLOSE.resyncRequired && cursor === undefined) return connect();
-    reconnecting = setTimeout(opened ? connect : () => void connectIfSignedIn(), backoff.next());
+    if (refused) outboxShrank();
+  }
+
+  function signOut(): void {
+    clearTimeout(reconnecting);
+    setStatus("signed_out");
   }
 
   /** A socket that was not let in does not say whether the token or the network is at fault. */
@@ -272,7 +305,7 @@ export function createSyncClient(options: SyncClientOptions) {
     const signedIn = await api.isSignedIn(token).catch(() => true);
     if (status !== "waiting") return;
     if (signedIn) connect();
-    else setStatus("signed_out");
+    else signOut();
   }
 
   // Receiving
@@ -290,7 +323,7 @@ export function createSyncClient(options: SyncClientOptions) {
       case "sync_complete":
         cursor = message.cursor;
         if (replica.finish()) options.onChange?.(undefined);
-        backoff.reset();
+        liveSince = performance.now();
         setStatus("live");
         save();
         return pump();
@@ -310,6 +343,7 @@ export function createSyncClient(options: SyncClientOptions) {
     lastTimestamp = 0; // it may have come from a clock that was wrong
     ({ device_id: deviceId, limits } = welcome);
     setStatus("catching_up");
+    if (outbox.limitBlobs(limits.blob_bytes)) outboxShrank();
   }
 
   function apply(change: ChangeMessage): void {
@@ -354,13 +388,14 @@ export function createSyncClient(options: SyncClientOptions) {
     const queued = outbox.size;
     const retryMs = outbox.fail(error);
     if (retryMs !== undefined) hold(retryMs);
-    if (outbox.size === queued) return;
-    options.onChange?.(undefined);
-    save();
-    pump();
+    if (outbox.size < queued) outboxShrank();
   }
 
+  /** Of several pauses the one that ends last counts. */
   function hold(milliseconds: number): void {
+    const until = performance.now() + milliseconds;
+    if (holding !== undefined && until <= heldUntil) return;
+    heldUntil = until;
     clearTimeout(holding);
     holding = setTimeout(() => {
       holding = undefined;
