@@ -51,6 +51,33 @@ describe.each([...DATABASES])("retention on %s", (database) => {
     expect(left).toMatchObject([{ id: pushes[4]?.id }, { id: pushes[3]?.id }, { id: pushes[2]?.id }]);
   });
 
+  test("of too many tombstones all that are too many leave in one sweep, and older cursors start over", async () => {
+    let tombstonesPerAccount = 1_000;
+    const adjust = (config: Config) => ({ ...config, sync: { ...config.sync, tombstonesPerAccount } });
+    await using server = await startTestServer({ database, adjust, env: { HISTORY_LIMIT: "1" } });
+    const { token } = await createAccount(server);
+    const pushHundred = async () => {
+      const body = Array.from({ length: 100 }, () => {
+        const { type: _, ...item } = historyPush(randomBlob());
+        return item;
+      });
+      await server.json("POST", "/api/sync/history", { token, body, status: 201 });
+    };
+    for (let hundreds = 0; hundreds < 6; hundreds += 1) await pushHundred();
+    const { cursor } = await server.json("GET", "/api/sync/changes", { token });
+    await pushHundred();
+    const answer = () => server.request("GET", `/api/sync/changes?cursor=${cursor}`, { token });
+    expect((await answer()).status).toBe(200);
+
+    tombstonesPerAccount = 50;
+    await server.restart(); // sweeps once
+    let status = 200;
+    while (status === 200) ({ status } = await answer());
+    expect(status).toBe(410);
+    const fresh = await server.json("GET", "/api/sync/changes", { token });
+    expect(fresh.changes).toHaveLength(1);
+  });
+
   test("a cursor from before a removed tombstone gets resync_required, over REST (410) and on a socket", async () => {
     await using server = await startTestServer({ database, adjust: eager(0) });
     const account = await createAccount(server);

@@ -115,7 +115,8 @@ test("sqlite: what is looked for behind the blobs has an index, which is used ho
   older.run(`DELETE FROM schema_migrations WHERE name = '0002_upkeep';
     DROP INDEX idx_synced_slots_seq; DROP INDEX idx_synced_history_expires; ANALYZE`);
   for (let start = 0; start < 3; start += 1) {
-    const { client, close } = openSqliteFile(opened.path);
+    const file = openSqliteFile(opened.path);
+    const { client } = file;
     const planOf = (query: string) => JSON.stringify(client.query(`EXPLAIN QUERY PLAN ${query}`).all("user", 1));
     expect(planOf("SELECT length(encrypted_blob) FROM synced_slots WHERE user_id = ? AND seq > ?")).toContain(
       "USING INDEX idx_synced_slots_seq (user_id=? AND seq>?)",
@@ -126,7 +127,7 @@ test("sqlite: what is looked for behind the blobs has an index, which is used ho
     expect(
       planOf("SELECT id FROM synced_history WHERE user_id = ? AND expires_at <= ? ORDER BY expires_at LIMIT 9"),
     ).toContain("USING INDEX idx_synced_history_expires (user_id=? AND expires_at<?)");
-    close();
+    file.close();
   }
   await rm(dirname(opened.path), { recursive: true });
 });

@@ -5,20 +5,26 @@ import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import type { Logger } from "../log.ts";
 import { formatTime, uuid, type Protocol } from "../protocol.ts";
+import type { FloodGuards } from "../relay/flood.ts";
 import type { HistoryPage, HistoryPosition, Storage, StoredHistoryItem } from "../storage/storage.ts";
 import { validate } from "../validate.ts";
 import { nextTurn } from "../waiting.ts";
 import type { AppContext } from "./context.ts";
 import { readJson } from "./read-body.ts";
-import { streamJson } from "./stream.ts";
-import { accountFull, submit, type RestWriter } from "./written.ts";
+import { streamJson, type StreamDependencies } from "./stream.ts";
+import { accountFull, countWrites, submit, type RestWriter } from "./written.ts";
+
+/** PostgreSQL reads no year beyond 9999 in the form that times are written in. */
+const LAST_TIME = Date.parse("9999-12-31T23:59:59.999Z");
 
 export interface HistoryDependencies {
   config: Config;
   protocol: Protocol;
   log: Logger;
+  limits: StreamDependencies["limits"];
   storage: Pick<Storage, "history" | "historyPosition" | "summary">;
   sessions: Sessions;
+  floodGuards: FloodGuards;
   writer: RestWriter;
 }
 
@@ -30,7 +36,16 @@ interface PushResult {
   result: "applied" | "duplicate" | "stale" | "quota_exceeded";
 }
 
-export function historyHandlers({ config, log, protocol, storage, sessions, writer }: HistoryDependencies) {
+export function historyHandlers({
+  config,
+  log,
+  limits,
+  protocol,
+  storage,
+  sessions,
+  floodGuards,
+  writer,
+}: HistoryDependencies) {
   const maxBytes = config.sync.historyPageBytes;
 
   return {
@@ -51,13 +66,13 @@ export function historyHandlers({ config, log, protocol, storage, sessions, writ
       const last = first.items.at(-1);
       const missing = limit - first.items.length;
       if (last === undefined || missing === 0 || !first.hasMore) {
-        if (last !== undefined && missing === 0) linkToNext(c, limit, last);
-        return c.json(first.items.map(historyItemToWire));
+        const headers = last !== undefined && missing === 0 ? linkToNext(limit, last) : {};
+        return c.json(first.items.map(historyItemToWire), 200, headers);
       }
       const seq = (await storage.summary(userId))?.seq ?? 0;
       const end = await storage.historyPosition(userId, { before: last, offset: missing - 1 });
-      if (end !== null) linkToNext(c, limit, end);
-      return streamJson(c, log, jsonOf(pages(userId, first, { seq, end })));
+      const headers = end === null ? {} : linkToNext(limit, end);
+      return streamJson(c, { log, limits }, jsonOf(pages(userId, first, { seq, end })), headers);
     },
 
     /**
@@ -72,6 +87,7 @@ export function historyHandlers({ config, log, protocol, storage, sessions, writ
       const isBatch = Array.isArray(body);
       const pushed = validate(protocol.historyPush, body);
       const items = Array.isArray(pushed) ? pushed : [pushed];
+      countWrites(floodGuards, c.var.identity, items);
       const results = await Promise.all(items.map((item) => pushItem(c, item)));
       const isNew = results.some(({ result }) => result === "applied");
       if (!isNew && results.some(({ result }) => result === "quota_exceeded")) throw accountFull();
@@ -80,6 +96,7 @@ export function historyHandlers({ config, log, protocol, storage, sessions, writ
 
     remove: async (c: AppContext) => {
       const id = validate(uuid, c.req.param("id"), "The item's id");
+      countWrites(floodGuards, c.var.identity, [{}]);
       const outcome = await submit(writer, sessions, { kind: "history_delete", author: c.var.identity, id });
       if (outcome.result !== "applied") throw new AppError("not_found", "There is no such history item.");
       return c.body(null, 204);
@@ -167,8 +184,9 @@ async function* jsonOf(pages: AsyncIterable<StoredHistoryItem[]>): AsyncGenerato
   yield opening === "[" ? "[]" : "]";
 }
 
-function linkToNext(c: AppContext, limit: number, last: HistoryPosition): void {
-  c.header("Link", `</api/sync/history?limit=${limit}&before=${encodePosition(last)}>; rel="next"`); // RFC 8288
+/** RFC 8288. */
+function linkToNext(limit: number, last: HistoryPosition): Record<string, string> {
+  return { Link: `</api/sync/history?limit=${limit}&before=${encodePosition(last)}>; rel="next"` };
 }
 
 function isOlder(left: HistoryPosition, right: HistoryPosition): boolean {
@@ -180,10 +198,10 @@ function encodePosition({ createdAt, id }: HistoryPosition): string {
 }
 
 function decodePosition(text: string): HistoryPosition {
-  const [, createdAt, id] =
-    /^(\d{1,15}) ([0-9a-f-]{36})$/.exec(Buffer.from(text, "base64url").toString("latin1")) ?? [];
-  if (createdAt === undefined || id === undefined || !uuid.safeParse(id).success) {
+  const [, digits, id] = /^(\d{1,15}) ([0-9a-f-]{36})$/.exec(Buffer.from(text, "base64url").toString("latin1")) ?? [];
+  const createdAt = Number(digits);
+  if (id === undefined || createdAt > LAST_TIME || !uuid.safeParse(id).success) {
     throw new AppError("bad_request", "before must be taken from the Link of an earlier page.");
   }
-  return { createdAt: Number(createdAt), id };
+  return { createdAt, id };
 }

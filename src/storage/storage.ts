@@ -77,6 +77,11 @@ export interface HistoryDeletion {
 /** What became of an account's data, as every device has to learn it. */
 export type Change = SlotChange | HistoryChange | HistoryDeletion;
 
+/** What stands in a slot, without its content: whoever sent a few bytes must not make us carry a megabyte. */
+export type SlotHead = Omit<SlotChange, "blob">;
+/** The same of a history item. */
+export type HistoryHead = Pick<HistoryChange, "kind" | "seq" | "id" | "createdAt">;
+
 /**
  * What became of one write.
  * - applied: `change` is what to relay.
@@ -87,8 +92,8 @@ export type Change = SlotChange | HistoryChange | HistoryDeletion;
  */
 export type WriteOutcome =
   | { result: "applied"; seq: number; change: Change }
-  | { result: "stale"; seq: number; winner: SlotChange | null }
-  | { result: "duplicate"; seq: number; stored: SlotChange | HistoryChange | null }
+  | { result: "stale"; seq: number; winner: SlotHead | null }
+  | { result: "duplicate"; seq: number; stored: SlotHead | HistoryHead | null }
   | { result: "not_found" }
   | { result: "revoked" }
   | { result: "quota_exceeded" };
@@ -108,6 +113,20 @@ export interface AppliedBatch {
   outcomes: WriteOutcome[];
   /** One an account whose counter moved. */
   accounts: AccountProgress[];
+}
+
+/** Which tombstones stay. */
+export interface RetentionBounds {
+  /** Older ones leave, */
+  tombstonesBefore: number;
+  /** and the oldest beyond so many. */
+  tombstones: number;
+  limit: number;
+}
+
+export interface Retained extends AccountProgress {
+  /** A next call may find more. */
+  hasMore: boolean;
 }
 
 export interface WriteLimits {
@@ -242,8 +261,10 @@ export interface Storage {
   accountSeqs(userIds: readonly string[]): Promise<Map<string, number>>;
 
   summary(userId: string): Promise<AccountSummary | null>;
-  /** Slots with content, by number. */
-  slots(userId: string): Promise<StoredSlot[]>;
+  /** What stands in a slot, as a change; null: it was never written. */
+  slot(userId: string, slotNumber: number): Promise<SlotChange | null>;
+  /** Slots with content, by number; null: their blobs are more than `maxBytes`, so they are to be read one by one. */
+  slots(userId: string, maxBytes?: number): Promise<StoredSlot[] | null>;
   /** Live history, newest first, at most `limit` items of it and (but for the first) `maxBytes` of blobs. */
   history(
     userId: string,
@@ -309,8 +330,11 @@ export interface Storage {
 
   // Upkeep
 
-  /** Removes what is past its time for the account: expired history (as deletions to relay), tombstones older than `tombstonesBefore`. */
-  retain(userId: string, now: number, tombstonesBefore: number, limit: number): Promise<AccountProgress | null>;
+  /**
+   * Removes what is past its time for the account, at most `limit` rows of each: expired history (as deletions to
+   * relay), and tombstones, which moves the oldest cursor that is served. null: no such account.
+   */
+  retain(userId: string, now: number, bounds: RetentionBounds): Promise<Retained | null>;
   /**
    * A number that moves when another process changed the database and had no bus to tell by: on SQLite, a command
    * beside the server. On PostgreSQL it stands still, since there everybody tells.

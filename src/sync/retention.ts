@@ -1,6 +1,7 @@
 /**
  * Removes what is past its time, account by account: history with an `expires_at` that has come (told to devices as a
- * deletion), and tombstones older than `tombstoneLifeMs`, which moves the oldest cursor that can still be served.
+ * deletion), and tombstones older than `tombstoneLifeMs` or more than `tombstonesPerAccount`, which moves the oldest
+ * cursor that can still be served.
  */
 import type { Config } from "../config.ts";
 import type { Logger } from "../log.ts";
@@ -47,11 +48,14 @@ export function createRetention({ storage, config, log, onCommit, signal }: Rete
   };
 
   async function sweepAccount(userId: string, now: number): Promise<void> {
+    const { tombstoneLifeMs, tombstonesPerAccount: tombstones } = config.sync;
+    const bounds = { tombstonesBefore: now - tombstoneLifeMs, tombstones, limit: STEP_ROWS };
     while (!signal.aborted) {
-      const progress = await storage.retain(userId, now, now - config.sync.tombstoneLifeMs, STEP_ROWS);
-      if (progress === null || progress.changes.length === 0) return;
-      onCommit([{ ...progress, origins: [] }]);
-      if (progress.changes.length < STEP_ROWS) return;
+      const retained = await storage.retain(userId, now, bounds);
+      if (retained === null) return;
+      const { hasMore, ...progress } = retained;
+      if (progress.changes.length > 0) onCommit([{ ...progress, origins: [] }]);
+      if (!hasMore) return;
       await nextTurn();
     }
   }

@@ -1,6 +1,6 @@
 /** Accounts, link codes, invites, and what time takes away. */
 import { describe, expect, test } from "bun:test";
-import type { User } from "../../src/storage/storage.ts";
+import type { RetentionBounds, User } from "../../src/storage/storage.ts";
 import type { UnderTest } from "../storage-contract.ts";
 import {
   allChanges,
@@ -19,6 +19,14 @@ import {
 } from "../storage-fixtures.ts";
 
 const LIFE = 60_000;
+
+/** All tombstones, but for what the test says. */
+const keeping = (fields: Partial<RetentionBounds>): RetentionBounds => ({
+  tombstonesBefore: 0,
+  tombstones: 1_000,
+  limit: 10,
+  ...fields,
+});
 
 export function accountsContract(storage: UnderTest): void {
   describe("accounts", () => {
@@ -193,10 +201,10 @@ export function accountsContract(storage: UnderTest): void {
       const kept = [push(author), push(author, { expiresAt: NOW + 1 })];
       await apply(storage(), [...expired, ...kept, atOnce]);
 
-      const first = await storage().retain(userId, NOW, 0, 3);
-      expect(first).toMatchObject({ userId, previousSeq: 6, seq: 9 });
-      const second = await storage().retain(userId, NOW, 0, 3);
-      expect(second).toMatchObject({ previousSeq: 9, seq: 10 });
+      const first = await storage().retain(userId, NOW, keeping({ limit: 3 }));
+      expect(first).toMatchObject({ userId, previousSeq: 6, seq: 9, hasMore: true });
+      const second = await storage().retain(userId, NOW, keeping({ limit: 3 }));
+      expect(second).toMatchObject({ previousSeq: 9, seq: 10, hasMore: false });
       const told = [...(first?.changes ?? []), ...(second?.changes ?? [])];
       expect(told.map(({ kind, seq }) => [kind, seq])).toEqual([7, 8, 9, 10].map((seq) => ["history_deletion", seq]));
       expect(told.map((change) => "id" in change && change.id).toSorted()).toEqual(
@@ -207,7 +215,7 @@ export function accountsContract(storage: UnderTest): void {
         kept.map(({ id }) => id).toSorted(),
       );
       expect(await storage().summary(userId)).toMatchObject({ seq: 10, historyItems: 2, storedBytes: 8 });
-      expect((await storage().retain(userId, NOW, 0, 3))?.changes).toEqual([]);
+      expect((await storage().retain(userId, NOW, keeping({ limit: 3 })))?.changes).toEqual([]);
       const [again] = expired;
       if (again !== undefined) expect(await applyOne(storage(), again)).toMatchObject({ result: "stale" }); // [W8]
     });
@@ -219,20 +227,49 @@ export function accountsContract(storage: UnderTest): void {
       const seqs: number[] = [];
       for (const { id } of pushes) seqs.push(seqOf(await applyOne(storage(), deletion(author, id))));
 
-      await storage().retain(userId, NOW, NOW, 10); // as old as the limit is not older
+      await storage().retain(userId, NOW, keeping({ tombstonesBefore: NOW })); // as old as the limit is not older
       expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: 0 });
-      await storage().retain(userId, NOW, NOW + 1, 2);
+      await storage().retain(userId, NOW, keeping({ tombstonesBefore: NOW + 1, limit: 2 }));
       expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: seqs[1] ?? -1, seq: seqs[2] ?? -1 });
       expect((await allChanges(storage(), userId)).map(({ seq }) => seq)).toEqual(seqs.slice(2));
-      await storage().retain(userId, NOW, NOW + 1, 2);
+      await storage().retain(userId, NOW, keeping({ tombstonesBefore: NOW + 1, limit: 2 }));
       expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: seqs[2] ?? -1 });
       expect(await allChanges(storage(), userId)).toEqual([]);
-      await storage().retain(userId, NOW, NOW + 1, 2);
+      await storage().retain(userId, NOW, keeping({ tombstonesBefore: NOW + 1, limit: 2 }));
       expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: seqs[2] ?? -1 });
     });
 
+    test("it says whether more is left, of the one or the other", async () => {
+      const { userId, author } = await createAccount(storage());
+      const pushes = [1, 2, 3].map(() => push(author));
+      await apply(storage(), [...pushes, push(author, { expiresAt: NOW })]);
+      for (const { id } of pushes) await applyOne(storage(), deletion(author, id));
+      const more: unknown[] = [];
+      const bounds = keeping({ tombstonesBefore: NOW + 1, limit: 2 });
+      for (let call = 0; call < 3; call += 1) more.push((await storage().retain(userId, NOW, bounds))?.hasMore);
+      expect(more).toEqual([true, true, false]);
+      expect(await allChanges(storage(), userId)).toEqual([]);
+    });
+
+    test("of more tombstones than an account may have the oldest go, however young, and the oldest cursor moves", async () => {
+      const { userId, author } = await createAccount(storage());
+      const pushes = [1, 2, 3, 4, 5].map(() => push(author));
+      await apply(storage(), pushes);
+      const seqs: number[] = [];
+      for (const { id } of pushes) seqs.push(seqOf(await applyOne(storage(), deletion(author, id))));
+      const bounds = keeping({ tombstones: 2, limit: 2 });
+
+      expect(await storage().retain(userId, NOW, bounds)).toMatchObject({ changes: [], hasMore: true });
+      expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: seqs[1] ?? -1 });
+      expect(await storage().retain(userId, NOW, bounds)).toMatchObject({ changes: [], hasMore: false });
+      expect(await storage().summary(userId)).toMatchObject({ oldestCursorSeq: seqs[2] ?? -1, seq: seqs[4] ?? -1 });
+      expect((await allChanges(storage(), userId)).map(({ seq }) => seq)).toEqual(seqs.slice(3));
+      expect(await storage().retain(userId, NOW, bounds)).toMatchObject({ hasMore: false });
+      expect((await allChanges(storage(), userId)).map(({ seq }) => seq)).toEqual(seqs.slice(3));
+    });
+
     test("an account that is not there is not retained", async () => {
-      expect(await storage().retain(uuid(), NOW, NOW, 10)).toBeNull();
+      expect(await storage().retain(uuid(), NOW, keeping({}))).toBeNull();
     });
   });
 

@@ -106,7 +106,17 @@ export function readsContract(storage: UnderTest): void {
     test("slots come by number", async () => {
       const { userId, author } = await createAccount(storage());
       for (const slotNumber of [10, 2, 7, 1]) await applyOne(storage(), slot(author, { slotNumber }));
-      expect((await storage().slots(userId)).map(({ slotNumber }) => slotNumber)).toEqual([1, 2, 7, 10]);
+      expect((await storage().slots(userId))?.map(({ slotNumber }) => slotNumber)).toEqual([1, 2, 7, 10]);
+    });
+
+    test("slots of more bytes than asked for don't come together", async () => {
+      const { userId, author } = await createAccount(storage());
+      await applyOne(storage(), slot(author, { slotNumber: 1, blob: blobOfBytes(60) }));
+      await applyOne(storage(), slot(author, { slotNumber: 2, blob: blobOfBytes(40) }));
+      await applyOne(storage(), slot(author, { slotNumber: 3, blob: blobOfBytes(40) }));
+      await applyOne(storage(), slot(author, { slotNumber: 3, blob: null, timestamp: NOW + 1 }));
+      expect(await storage().slots(userId, 99)).toBeNull();
+      expect(await storage().slots(userId, 100)).toMatchObject([{ blob: blobOfBytes(60) }, { blob: blobOfBytes(40) }]);
     });
 
     test("history comes newest first, page by page, also where many share a moment", async () => {

@@ -1,6 +1,6 @@
 /** Writes drawn at random, from so few values that they meet; and outcomes as different accounts can share them. */
 import fc from "fast-check";
-import type { Change, Write, WriteOutcome } from "../../src/storage/storage.ts";
+import type { Change, HistoryHead, SlotHead, Write, WriteOutcome } from "../../src/storage/storage.ts";
 import { type Account, blobOf, blobOfBytes, deletion, push, slot, uuid } from "../storage-fixtures.ts";
 
 export const someWrite = fc.record({
@@ -47,14 +47,18 @@ export function sharedView(account: Account, seqs: readonly number[]) {
     if (one?.kind === "history") return { ...one, seq: place(one.seq), deviceId: device(one.deviceId) };
     return one === null ? null : { ...one, seq: place(one.seq) };
   };
+  const head = (one: SlotHead | HistoryHead | null) => {
+    if (one?.kind === "slot") return { ...one, seq: place(one.seq), updatedBy: device(one.updatedBy) };
+    return one === null ? null : { ...one, seq: place(one.seq) };
+  };
   const outcome = (one: WriteOutcome) => {
     switch (one.result) {
       case "applied":
         return { result: one.result, seq: place(one.seq), change: change(one.change) };
       case "stale":
-        return { result: one.result, seq: place(one.seq), winner: change(one.winner) };
+        return { result: one.result, seq: place(one.seq), winner: head(one.winner) };
       case "duplicate":
-        return { result: one.result, seq: place(one.seq), stored: change(one.stored) };
+        return { result: one.result, seq: place(one.seq), stored: head(one.stored) };
       case "not_found":
       case "revoked":
       case "quota_exceeded":

@@ -3,8 +3,17 @@
  * and look then are functions of the database (drizzle/postgres/0001_functions.sql).
  */
 import { and, asc, eq, gt, isNull, sql as fragment } from "drizzle-orm";
-import type { AccountProgress, Author, Change, DevicePresence, Storage, User } from "../storage.ts";
-import { changesAfter } from "./changes.ts";
+import type {
+  Author,
+  Change,
+  DevicePresence,
+  RetentionBounds,
+  Retained,
+  Storage,
+  StoredSlot,
+  User,
+} from "../storage.ts";
+import { changesAfter, slotChange } from "./changes.ts";
 import { history, historyPosition } from "./history.ts";
 import { arrayLiteral } from "./literals.ts";
 import type { Client, Sql } from "./pool.ts";
@@ -45,7 +54,10 @@ export function prepareQueries({ sql, db }: Client): Queries {
   const slots = db
     .select({
       slotNumber: syncedSlots.slotNumber,
-      blob: syncedSlots.encryptedBlob,
+      // octet_length looks at a large blob's pointer only, and what is null is not fetched.
+      blob: fragment<string | null>`
+        CASE WHEN sum(octet_length(${syncedSlots.encryptedBlob})) OVER () <= ${given("maxBytes")}::bigint
+        THEN ${syncedSlots.encryptedBlob} END`.mapWith(syncedSlots.encryptedBlob),
       updatedAt: syncedSlots.updatedAt,
       updatedBy: syncedSlots.updatedBy,
       seq: syncedSlots.seq,
@@ -64,7 +76,15 @@ export function prepareQueries({ sql, db }: Client): Queries {
       return new Map(rows.map(({ id, seq }) => [id, seq]));
     },
     summary: async (userId) => first(await summary.execute({ userId })),
-    slots: (userId) => slots.execute({ userId }),
+    slot: (userId, slotNumber) => slotChange(sql, userId, slotNumber),
+    async slots(userId, maxBytes = Number.MAX_SAFE_INTEGER) {
+      const found: StoredSlot[] = [];
+      for (const { blob, ...row } of await slots.execute({ userId, maxBytes })) {
+        if (blob === null) return null;
+        found.push({ ...row, blob });
+      }
+      return found;
+    },
     history: (userId, page) => history(sql, userId, page),
     historyPosition: (userId, place) => historyPosition(sql, userId, place),
 
@@ -161,7 +181,7 @@ export function prepareQueries({ sql, db }: Client): Queries {
         sql`SELECT create_invited_user(${id}, ${email}, ${passwordHash}, ${createdAt}, ${inviteDigest}) AS value`,
       ),
 
-    retain: (userId, now, tombstonesBefore, limit) => retain(sql, userId, now, tombstonesBefore, limit),
+    retain: (userId, now, bounds) => retain(sql, userId, now, bounds),
     async ping() {
       await sql`SELECT 1`;
     },
@@ -220,17 +240,17 @@ async function retain(
   sql: Sql,
   userId: string,
   now: number,
-  tombstonesBefore: number,
-  limit: number,
-): Promise<AccountProgress | null> {
-  const rows = await sql<{ previous_seq: number; id: string | null }[]>`
-    SELECT * FROM retain_account(${userId}, ${now}, ${tombstonesBefore}, ${limit})`;
-  const previousSeq = rows[0]?.previous_seq;
-  if (previousSeq === undefined) return null;
+  { tombstonesBefore, tombstones, limit }: RetentionBounds,
+): Promise<Retained | null> {
+  const rows = await sql<{ previous_seq: number; id: string | null; more: boolean }[]>`
+    SELECT * FROM retain_account(${userId}, ${now}, ${tombstonesBefore}, ${tombstones}, ${limit})`;
+  const [row] = rows;
+  if (row === undefined) return null;
+  const { previous_seq: previousSeq, more: hasMore } = row;
   const changes = rows.flatMap(({ id }, index): Change[] =>
     id === null ? [] : [{ kind: "history_deletion", seq: previousSeq + 1 + index, id }],
   );
-  return { userId, previousSeq, seq: previousSeq + changes.length, changes };
+  return { userId, previousSeq, seq: previousSeq + changes.length, changes, hasMore };
 }
 
 /** What a query of one row and one column, `value`, returns. */

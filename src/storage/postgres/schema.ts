@@ -134,6 +134,9 @@ export const syncedHistory = pgTable(
       table.id.desc().nullsFirst(),
     ),
     index("idx_synced_history_seq").on(table.userId, table.seq),
+    index("idx_synced_history_expires")
+      .on(table.userId, table.expiresAt)
+      .where(sql`${table.expiresAt} IS NOT NULL`),
   ],
 );
 

@@ -36,6 +36,7 @@ export async function openPostgresStorage(options: PostgresOptions, log?: Logger
     changesAfter: (...given) => pool.run((queries) => queries.changesAfter(...given)),
     accountSeqs: (...given) => pool.run((queries) => queries.accountSeqs(...given)),
     summary: (...given) => pool.run((queries) => queries.summary(...given)),
+    slot: (...given) => pool.run((queries) => queries.slot(...given)),
     slots: (...given) => pool.run((queries) => queries.slots(...given)),
     history: (...given) => pool.run((queries) => queries.history(...given)),
     historyPosition: (...given) => pool.run((queries) => queries.historyPosition(...given)),

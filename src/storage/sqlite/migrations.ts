@@ -2,11 +2,13 @@
 import type { Database } from "bun:sqlite";
 import initial from "../../../drizzle/sqlite/0000_initial.sql" with { type: "text" };
 import presence from "../../../drizzle/sqlite/0001_presence.sql" with { type: "text" };
+import upkeep from "../../../drizzle/sqlite/0002_upkeep.sql" with { type: "text" };
 
 /** In order; a new one is appended after `drizzle-kit generate` wrote it. */
 export const SQLITE_MIGRATIONS = [
   { name: "0000_initial", sql: initial },
   { name: "0001_presence", sql: presence },
+  { name: "0002_upkeep", sql: upkeep },
 ] as const;
 
 /** The database was written by a newer server than this one. */

@@ -3,14 +3,16 @@
  * changes several rows is one immediate transaction.
  */
 import { SQLiteError } from "bun:sqlite";
-import { and, asc, eq, gt, inArray, isNull, lt, lte, ne, sql } from "drizzle-orm";
+import { and, asc, eq, gt, inArray, isNull, ne, sql } from "drizzle-orm";
 import { drizzle } from "drizzle-orm/bun-sqlite";
 import { AppError } from "../../errors.ts";
-import type { AccountProgress, Change, Device, Storage, User } from "../storage.ts";
-import { prepareChanges } from "./changes.ts";
+import { nextTurn } from "../../waiting.ts";
+import type { Device, Storage, User } from "../storage.ts";
+import { prepareChanges, type ChangesAfter } from "./changes.ts";
 import { prepareReads } from "./reads.ts";
 import { openSqliteFile, openSqliteFileBeside } from "./open.ts";
-import { devices, historyTombstones, invites, linkCodes, syncedHistory, users } from "./schema.ts";
+import { devices, invites, linkCodes, users } from "./schema.ts";
+import { prepareUpkeep, type Upkeep } from "./upkeep.ts";
 import { prepareWrites } from "./writes.ts";
 
 /**
@@ -23,11 +25,16 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
   const { client } = file;
   const db = drizzle({ client });
   const writes = prepareWrites(client);
-  const changesAfter = prepareChanges(client, db);
+  // When it is first asked for: making these queries is a tenth of a start.
+  let preparedChanges: ChangesAfter | undefined;
+  const changesAfter: ChangesAfter = (...given) => (preparedChanges ??= prepareChanges(client, db))(...given);
+  let preparedUpkeep: Upkeep | undefined;
+  const upkeep = () => (preparedUpkeep ??= prepareUpkeep(client));
   const given = sql.placeholder;
 
   // Moves with the commits of other connections, not with our own (sqlite.org/pragma.html#pragma_data_version).
   const dataVersion = client.query<{ data_version: number }, []>("PRAGMA data_version");
+  const accountSeq = client.query<{ seq: number }, [userId: string]>("SELECT seq FROM users WHERE id = ?");
   const tokenGeneration = db
     .select({ tokenGeneration: users.tokenGeneration })
     .from(users)
@@ -59,12 +66,12 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
 
     accountSeqs: (userIds) =>
       read(() => {
-        const rows = db
-          .select({ id: users.id, seq: users.seq })
-          .from(users)
-          .where(inArray(users.id, [...userIds]))
-          .all();
-        return new Map(rows.map((row) => [row.id, row.seq]));
+        const seqs = new Map<string, number>();
+        for (const userId of userIds) {
+          const account = accountSeq.get(userId);
+          if (account !== null) seqs.set(userId, account.seq);
+        }
+        return seqs;
       }),
 
     summary: (userId) =>
@@ -82,7 +89,9 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
             .get() ?? null,
       ),
 
-    slots: (userId) => read(() => reads.slots(userId)),
+    slot: (userId, slotNumber) => read(() => reads.slot(userId, slotNumber)),
+
+    slots: (userId, maxBytes) => read(() => reads.slots(userId, maxBytes)),
 
     history: (userId, page) => read(() => reads.history(userId, page)),
 
@@ -128,8 +137,11 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         return changed.tokenGeneration;
       }),
 
-    deleteUser: (userId) =>
-      write(() => db.delete(users).where(eq(users.id, userId)).returning({ id: users.id }).all().length === 1),
+    async deleteUser(userId) {
+      if (!(await write(() => upkeep().markDeleted(userId)))) return false;
+      while (!(await write(() => upkeep().erase(userId)))) await nextTurn();
+      return true;
+    },
 
     registerDevice: (device, maxDevices) =>
       transaction(() => {
@@ -255,7 +267,12 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         return "created";
       }),
 
-    retain: (userId, now, tombstonesBefore, limit) => transaction(() => retain(userId, now, tombstonesBefore, limit)),
+    retain: (userId, now, bounds) =>
+      read(() => {
+        const retained = upkeep().retain(userId, now, bounds);
+        if (retained !== null && retained.changes.length > 0) writes.forget();
+        return retained;
+      }),
 
     foreignChanges: () => read(() => dataVersion.get()?.data_version ?? 0),
 
@@ -287,54 +304,6 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
 
   function transaction<T>(operation: () => T): Promise<T> {
     return write(() => client.transaction(operation).immediate());
-  }
-
-  function retain(userId: string, now: number, tombstonesBefore: number, limit: number): AccountProgress | null {
-    const account = db.select().from(users).where(eq(users.id, userId)).get();
-    if (account === undefined) return null;
-    const old = db
-      .select({ id: historyTombstones.id, seq: historyTombstones.seq })
-      .from(historyTombstones)
-      .where(and(eq(historyTombstones.userId, userId), lt(historyTombstones.deletedAt, tombstonesBefore)))
-      .orderBy(asc(historyTombstones.seq))
-      .limit(limit)
-      .all();
-    for (const { id } of old) {
-      db.delete(historyTombstones)
-        .where(and(eq(historyTombstones.userId, userId), eq(historyTombstones.id, id)))
-        .run();
-    }
-    const oldestCursorSeq = Math.max(account.oldestCursorSeq, old.at(-1)?.seq ?? 0);
-    const dead = db
-      .select({ id: syncedHistory.id, bytes: sql<number>`length(${syncedHistory.encryptedBlob})` })
-      .from(syncedHistory)
-      .where(and(eq(syncedHistory.userId, userId), lte(syncedHistory.expiresAt, now)))
-      .limit(limit)
-      .all();
-    const changes = dead.map(({ id }, index): Change => ({
-      kind: "history_deletion",
-      seq: account.seq + 1 + index,
-      id,
-    }));
-    for (const { id } of dead) {
-      db.delete(syncedHistory)
-        .where(and(eq(syncedHistory.userId, userId), eq(syncedHistory.id, id)))
-        .run();
-    }
-    if (dead.length > 0) {
-      db.insert(historyTombstones)
-        .values(dead.map(({ id }, index) => ({ userId, id, seq: account.seq + 1 + index, deletedAt: now })))
-        .run();
-    }
-    const seq = account.seq + dead.length;
-    const storedBytes = account.storedBytes - dead.reduce((sum, { bytes }) => sum + bytes, 0);
-    if (old.length > 0 || dead.length > 0) {
-      db.update(users)
-        .set({ seq, oldestCursorSeq, storedBytes, historyItems: account.historyItems - dead.length })
-        .where(eq(users.id, userId))
-        .run();
-    }
-    return { userId, previousSeq: account.seq, seq, changes };
   }
 }
 

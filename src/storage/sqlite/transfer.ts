@@ -14,6 +14,7 @@ import {
   syncedSlots,
   users,
 } from "./schema.ts";
+import { eraseDeleted } from "./upkeep.ts";
 
 const TABLES = new Map(
   [serverMeta, users, devices, syncedSlots, syncedHistory, historyTombstones, linkCodes, invites].map((table) => {
@@ -29,6 +30,7 @@ export function openSqliteTransfer(location: string, role: "source" | "target"):
   if (role === "source" && !existsSync(path)) throw new TransferError(`There is no database at ${path}.`);
   const file = openSqliteFile(path);
   const { client } = file;
+  if (role === "source") eraseDeleted(client);
   client.run(role === "source" ? "BEGIN" : "BEGIN IMMEDIATE");
 
   return {
