@@ -49,22 +49,25 @@ const FIXED = {
     catchUpPageBytes: 1 * MIB,
     historyPageItems: 100,
     historyPageItemsMax: 1_000,
-    /** Blobs of a page that are in memory at once; a larger page is written while it is read. */
+    /** Blobs of a page that are in memory at once; a larger page is written while it is read. So are slots. */
     historyPageBytes: 1 * MIB,
     historyBatchItems: 100,
     changesPageItems: 100,
     changesPageItemsMax: 1_000,
-    changesPageBytes: 8 * MIB,
+    /** A page is in memory as a whole until its reader has taken it. */
+    changesPageBytes: 1 * MIB,
     tombstoneLifeMs: 90 * DAY_MS,
+    /** Of more the oldest leave before their time: an account could otherwise fill the disk with deletions. */
+    tombstonesPerAccount: 100_000,
     retentionIntervalMs: 60 * MINUTE_MS,
   },
   writer: {
     /** Writes and bytes one commit takes at most. */
-    batchItems: 512,
-    batchBytes: 8 * MIB,
+    batch: { items: 512, bytes: 8 * MIB },
     /** Writes and bytes that may wait for a commit; one more is answered `busy`. */
-    queueItems: 20_000,
-    queueBytes: 64 * MIB,
+    queue: { items: 20_000, bytes: 64 * MIB },
+    /** As `queue`, of one account. */
+    accountQueue: { items: 2_500, bytes: 16 * MIB },
     busyRetryMs: SECOND_MS,
   },
   relay: {
@@ -131,6 +134,9 @@ const FIXED = {
     deviceRegistrationsPerAccount: { burst: 100, everyMs: 30 * SECOND_MS },
     linkCodesPerAccount: { burst: 5, everyMs: 12 * MINUTE_MS },
     exportsPerAccount: { burst: 10, everyMs: 6 * MINUTE_MS },
+    /** Answers that are written while they are read, at once: a reader that stalls holds a piece of one in memory. */
+    streamsPerAccount: 16,
+    streamsRetryMs: SECOND_MS,
     /** A frame counts as one message, and as one more for each `messageBytes` of it. */
     messagesPerDevice: { burst: 2_000, everyMs: 2 },
     messageBytes: 64 * KIB,

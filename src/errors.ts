@@ -41,13 +41,15 @@ export const CLOSE = {
   internalError: 1011,
   /** IANA registry: the server restarts; the client may come back. */
   serviceRestart: 1012,
-  /** IANA registry: the server is full; the client may come back later. */
-  tryAgainLater: 1013,
   /** [R6]: the token of this socket no longer counts. */
   unauthorized: 4401,
   /** The cursor can't be served; come back without one. */
   resyncRequired: 4410,
 } as const;
+
+/** Words that make the shipped client log its user out when they stand in an error's text ([E1]). */
+const LOGS_OUT = /401|unauthorized|expired/i;
+const MAY_LOG_OUT: ReadonlySet<ErrorCode> = new Set(["token_missing", "token_invalid"]);
 
 export class AppError extends Error {
   override readonly name = "AppError";
@@ -67,5 +69,12 @@ export class AppError extends Error {
 
   get status(): (typeof HTTP_STATUS)[ErrorCode] {
     return HTTP_STATUS[this.code];
+  }
+
+  /** What a client is told. A number in a text can hold "401" by chance, a limit of 1,401,856 bytes for one. */
+  get text(): string {
+    return LOGS_OUT.test(this.message) && !MAY_LOG_OUT.has(this.code)
+      ? "The server refused this request."
+      : this.message;
   }
 }

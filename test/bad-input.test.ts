@@ -1,7 +1,16 @@
 /** Whatever comes in: a clear refusal, nothing changed, no fault of ours in the log. On both databases. */
 import { describe, expect, test } from "bun:test";
 import { connect as connectTcp } from "node:net";
-import { createAccount, createDevice, DATABASES, randomBlob, startTestServer, type TestServer } from "./harness.ts";
+import {
+  createAccount,
+  createDevice,
+  DATABASES,
+  randomBlob,
+  slotUpdate,
+  startTestServer,
+  TestSocket,
+  type TestServer,
+} from "./harness.ts";
 
 const BLOB = Buffer.from("ENC:abc").toString("base64");
 const ID = "0190a5e0-7c1b-7d3e-9f00-2b8f6f1c9a11";
@@ -136,6 +145,7 @@ const BAD_ADDRESSES: readonly (readonly [method: string, path: string, status: n
     "offset=-1",
     "offset=1e3",
     "before=x",
+    `before=${Buffer.from(`253402300800000 ${ID}`).toString("base64url")}`, // the year 10000
     "before=",
   ].map((query) => ["GET", `/api/sync/history?${query}`, 400] as const),
   ["GET", "/api/sync/changes?limit=0", 400],
@@ -199,6 +209,19 @@ async function accountWithContent(server: TestServer): Promise<string> {
   await server.json("POST", "/api/sync/history", { token, body: { ...item({}), id: crypto.randomUUID() } });
   return token;
 }
+
+test("[E1] a limit that has 401 in it logs nobody out, on a socket or over REST", async () => {
+  await using server = await startTestServer({ env: { MAX_BLOB_BYTES: "14016" } });
+  const { token } = await createDevice(server, await createAccount(server));
+  const body = { encrypted_blob: Buffer.alloc(14_017).toString("base64") };
+  const overRest = await server.json("PUT", "/api/sync/slots/1", { token, body, status: 413 });
+  const socket = await TestSocket.open(server, token);
+  const { message, code } = await socket.sendForAnswer(slotUpdate(1, body.encrypted_blob));
+  expect(code).toBe("payload_too_large");
+  expect(message).not.toMatch(/401/);
+  expect(overRest).toEqual({ error: message, code });
+  await socket.close();
+});
 
 /** What the account's owner can see of it. */
 async function everything(server: TestServer, token: string) {

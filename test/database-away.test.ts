@@ -22,6 +22,8 @@ import { startPostgres, type PostgresServer } from "./postgres.ts";
 /** The promise: it serves again so soon after the database does. */
 const BACK_WITHIN_MS = 5_000;
 
+const OUTAGE = "the database could not answer";
+
 interface Outage {
   name: string;
   /** Takes the database away; returns what brings it back. */
@@ -92,6 +94,10 @@ test.each(outages)(
         expect(answer.headers.get("Retry-After")).toMatch(/^\d+$/);
       }
       expect((await server.request("GET", "/healthz")).status).toBe(200);
+      const told = server.logLines.map((line) => JSON.parse(line)).filter(({ message }) => message === OUTAGE);
+      expect(told[0]).toMatchObject({ level: "warn", code: "unavailable", error: expect.stringMatching(/ < \w+: ./) });
+      const seconds = told.map(({ time }) => Date.parse(time));
+      for (const [index, at] of seconds.slice(1).entries()) expect(at - (seconds[index] ?? 0)).toBeGreaterThan(900);
     }
     await end();
     await within(readyAgain(server), "the server to serve again", BACK_WITHIN_MS);

@@ -203,6 +203,25 @@ describe.each([...DATABASES])("hostile requests on %s", (database) => {
   });
 });
 
+test("old clients name no host; a host that is none opens no socket", async () => {
+  await using stage = await setStage("sqlite");
+  const { server, attacker } = stage;
+  const status = async (request: string) => (await exchange(server, request, { until: "answer" })).status;
+  expect(await status("GET /healthz HTTP/1.0\r\n\r\n")).toBe(200);
+  expect(await status("GET /healthz?a=/b HTTP/1.1\r\nHost:\r\n\r\n")).toBe(200);
+  expect(await status("POST /healthz HTTP/1.0\r\n\r\n")).toBe(405);
+  expect(await status("GET /nothing HTTP/1.0\r\n\r\n")).toBe(404);
+  const token = `Authorization: Bearer ${attacker.device.token}\r\n`;
+  expect(await status(`GET /api/sync/slots HTTP/1.0\r\n${token}\r\n`)).toBe(200);
+  const upgrade = `${token}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n`;
+  for (const host of ["[bad", "", "a/b"]) {
+    const answer = await status(`GET /api/sync/ws HTTP/1.1\r\nHost: ${host}\r\n${upgrade}\r\n`);
+    expect([host, answer]).toEqual([host, 400]);
+  }
+  expect(server.logLines.filter((line) => line.includes('"level":"error"'))).toEqual([]);
+  await stage.expectUnharmed();
+});
+
 test("slow headers, slow bodies and silence are cut off", async () => {
   const idleTimeoutSeconds = 4;
   await using stage = await setStage("sqlite", {

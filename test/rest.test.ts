@@ -213,6 +213,7 @@ describe.each([...DATABASES])("changes over REST on %s", (database) => {
       const answer = await server.json("GET", `/api/sync/changes?cursor=${wrong}`, { token, status: 410 });
       expect(answer).toEqual({ error: expect.any(String), code: "resync_required", reason });
     }
+    expect(await server.json("GET", "/api/sync/changes?cursor=", { token })).toMatchObject({ has_more: false });
   });
 });
 

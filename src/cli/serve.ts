@@ -20,7 +20,9 @@ import { createRateLimits } from "../http/rate-limits.ts";
 import { bufferedLines, createLogger, type Logger } from "../log.ts";
 import { measuredStorage } from "../metrics/measured-storage.ts";
 import { openMetrics } from "../metrics/metrics.ts";
-import { createProtocol } from "../protocol.ts";
+import { createOutageLog } from "../outage-log.ts";
+import { createProtocolOnDemand } from "../protocol.ts";
+import { createFloodGuards } from "../relay/flood.ts";
 import { createHub, type Origin, type SocketData } from "../relay/hub.ts";
 import { createPresence } from "../relay/presence.ts";
 import { createSocketHandler } from "../relay/socket.ts";
@@ -32,6 +34,8 @@ import { createWriter } from "../sync/writer.ts";
 import { VERSION } from "../version.ts";
 import { DeadlineError, withinDeadline } from "../waiting.ts";
 import { UsageError, type Command } from "./command.ts";
+
+const FIRST_SWEEP_MS = 100;
 
 /** The command: runs a server until it is told to stop. */
 export const command: Command = {
@@ -117,7 +121,7 @@ export async function startServer(
   const writer = createWriter<Origin>({ storage, config, onCommit: hub.onCommit, metrics });
   metrics.observe({ connections: hub.connections, queueLength: () => writer.depth });
 
-  const protocol = createProtocol(config);
+  const protocol = createProtocolOnDemand(config);
   const tokens = createTokens(keys.tokens, config);
   const sessions = createSessions({ tokens, storage, config, onRevoked: revoke });
   const passwords = createPasswords(config);
@@ -126,12 +130,15 @@ export async function startServer(
   const linkCodes = createLinkCodes({ config, storage, keys });
 
   const limits = createRateLimits(config);
+  const logOutage = createOutageLog(log);
   const clientAddress = createClientAddress(config.trustedProxies, log);
   const seats = createSeats(config);
-  const upgrade = createUpgrade({ sessions, storage, config, seats, clientAddress });
+  const floodGuards = createFloodGuards(config);
+  const upgrade = createUpgrade({ sessions, storage, config, seats, floodGuards, clientAddress });
   const app = createApp({
     config,
     log,
+    logOutage,
     metrics,
     protocol,
     storage,
@@ -141,6 +148,7 @@ export async function startServer(
     linkCodes,
     limits,
     clientAddress,
+    floodGuards,
     writer,
     upgrade,
     presence: hub,
@@ -155,7 +163,17 @@ export async function startServer(
     development: false,
     // Outside of development Bun shares a port with whoever asks, and the system deals requests out to both.
     reusePort: false,
-    websocket: createSocketHandler({ config, protocol, hub, seats, writer, log, metrics, epoch: storage.epoch }),
+    websocket: createSocketHandler({
+      config,
+      protocol,
+      hub,
+      seats,
+      writer,
+      log,
+      logOutage,
+      metrics,
+      epoch: storage.epoch,
+    }),
     fetch: (request, listening) => app.fetch(request, { server: listening }),
   });
   opening.defer(() => server.stop(true));
@@ -183,9 +201,10 @@ export async function startServer(
     setInterval(() => void presence.flush(), config.relay.presenceIntervalMs),
     setInterval(() => hub.holdAll(), config.relay.presenceLeaseMs / 2),
     setInterval(() => void retention.sweep(Date.now()), config.sync.retentionIntervalMs),
+    // Soon, but after the first answers: it reads every account.
+    setTimeout(() => void retention.sweep(Date.now()), FIRST_SWEEP_MS),
   ];
   opening.defer(() => timers.forEach(clearInterval));
-  void retention.sweep(Date.now());
 
   const resources = opening.move();
   return { url: server.url, metricsUrl: metrics.url, database: storage.dialect, stop };

@@ -35,7 +35,12 @@ const Device = z.object({
   last_seen: time,
   created_at: time,
   connected: z.boolean().describe("It has a socket open to the instance that answers."),
-  behind: z.int().nonnegative().describe("How many of the account's changes it has not confirmed yet, at most."),
+  behind: z
+    .int()
+    .nonnegative()
+    .describe(
+      "How many of the account's changes it has not confirmed yet, at most: by pong, or by the cursor it connected with.",
+    ),
 });
 
 const Slot = z.object({

@@ -3,8 +3,10 @@ import { Hono } from "hono";
 import { cors } from "hono/cors";
 import { methodNotAllowed } from "hono/method-not-allowed";
 import { secureHeaders } from "hono/secure-headers";
+import { getPath } from "hono/utils/url";
 import { AppError } from "../errors.ts";
 import type { Logger } from "../log.ts";
+import type { OutageLog } from "../outage-log.ts";
 import type { Metrics } from "../metrics/metrics.ts";
 import type { Upgrade } from "../relay/upgrade.ts";
 import { authHandlers, type AuthDependencies } from "./auth.ts";
@@ -27,10 +29,15 @@ export type AppDependencies = AuthDependencies &
   ChangeDependencies &
   ExportDependencies &
   DocsDependencies &
-  OpsDependencies & { log: Logger; metrics: Pick<Metrics, "answered" | "rejected">; upgrade: Upgrade };
+  OpsDependencies & {
+    log: Logger;
+    logOutage: OutageLog;
+    metrics: Pick<Metrics, "answered" | "rejected">;
+    upgrade: Upgrade;
+  };
 
 export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
-  const { config, log, metrics, sessions, upgrade } = dependencies;
+  const { config, log, logOutage, metrics, sessions, upgrade } = dependencies;
   const signedIn = requireAuth(sessions);
   const auth = authHandlers(dependencies);
   const devices = deviceHandlers(dependencies);
@@ -40,8 +47,8 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   const ops = opsHandlers(dependencies);
   const docs = docsHandlers(dependencies);
 
-  const app = new Hono<AppEnv>();
-  app.onError(createErrorHandler(log));
+  const app = new Hono<AppEnv>({ getPath: pathOf });
+  app.onError(createErrorHandler(log, logOutage));
   app.notFound((c) => errorResponse(c, new AppError("not_found", "There is nothing at this address.")));
   app.use(requestLog(log, metrics), answerHeaders(), contentPolicy);
   app.use("/api/*", neverKept);
@@ -88,6 +95,11 @@ export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   app.get("/healthz", ops.alive);
   app.get("/readyz", ops.ready);
   return app;
+}
+
+/** Without a Host header, as health checks may come, Bun's URL of a request is its path alone. */
+function pathOf(request: Request): string {
+  return getPath(request.url.startsWith("/") ? ({ url: `http://unnamed${request.url}` } as Request) : request);
 }
 
 /**

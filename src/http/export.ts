@@ -10,13 +10,13 @@ import type { AppContext } from "./context.ts";
 import { deviceToWire } from "./devices.ts";
 import { historyItemToWire } from "./history.ts";
 import type { RateLimits } from "./rate-limits.ts";
-import { slotToWire } from "./slots.ts";
-import { streamJson } from "./stream.ts";
+import { slotsOneByOne } from "./slots.ts";
+import { jsonArray, streamJson } from "./stream.ts";
 
 export interface ExportDependencies {
   config: Config;
   log: Logger;
-  storage: Pick<Storage, "slots" | "changesAfter">;
+  storage: Pick<Storage, "slot" | "changesAfter">;
   accounts: Accounts;
   devices: Devices;
   limits: RateLimits;
@@ -38,11 +38,12 @@ export function exportHandler({ config, log, storage, accounts, devices, limits 
       exported_at: formatTime(Date.now()),
       account: { user_id: user.id, email: user.email, created_at: formatTime(user.createdAt) },
       devices: (await devices.list(userId)).map(deviceToWire),
-      slots: (await storage.slots(userId)).map(slotToWire),
     };
     c.env.server.timeout(c.req.raw, config.http.exportIdleTimeoutSeconds);
-    c.header("Content-Disposition", `attachment; filename="clipslot-export-${head.exported_at.slice(0, 10)}.json"`);
-    return streamJson(c, log, jsonOf(head, history(userId)));
+    const name = `clipslot-export-${head.exported_at.slice(0, 10)}.json`;
+    return streamJson(c, { log, limits }, jsonOf(head, slotsOneByOne(storage, userId, config), history(userId)), {
+      "Content-Disposition": `attachment; filename="${name}"`,
+    });
   };
 
   /** Live history in pages, oldest first, which is the order of changes. */
@@ -59,13 +60,15 @@ export function exportHandler({ config, log, storage, accounts, devices, limits 
   }
 }
 
-/** The text of `{...head, history: [...]}`, piece by piece. */
-async function* jsonOf(head: object, history: AsyncIterable<object>): AsyncGenerator<string> {
-  yield `${JSON.stringify(head).slice(0, -1)},"history":[`;
-  let comma = "";
-  for await (const item of history) {
-    yield `${comma}\n${JSON.stringify(item)}`;
-    comma = ",";
-  }
-  yield "\n]}\n";
+/** The text of `{...head, slots: [...], history: [...]}`, piece by piece. */
+async function* jsonOf(
+  head: object,
+  slots: AsyncIterable<object>,
+  history: AsyncIterable<object>,
+): AsyncGenerator<string> {
+  yield `${JSON.stringify(head).slice(0, -1)},"slots":`;
+  yield* jsonArray(slots);
+  yield ',"history":';
+  yield* jsonArray(history);
+  yield "}\n";
 }

@@ -178,6 +178,7 @@ function sync(protocol: Protocol): Operation[] {
       summary: "The slots that have content",
       ...SIGNED_IN,
       answers: { 200: answer("The slots, by number.", ANSWERS.Slot.array()) },
+      errors: ["rate_limited"],
     },
     {
       method: "put",
@@ -189,7 +190,7 @@ function sync(protocol: Protocol): Operation[] {
       params: slot,
       body: protocol.slotPut,
       answers: { 200: answer("What stands in the slot.", ANSWERS.SlotWritten) },
-      errors: ["quota_exceeded", "busy", "disk_full"],
+      errors: ["quota_exceeded", "rate_limited", "busy", "disk_full"],
     },
     {
       method: "delete",
@@ -199,7 +200,7 @@ function sync(protocol: Protocol): Operation[] {
       ...SIGNED_IN,
       params: slot,
       answers: { 204: GONE },
-      errors: ["busy", "disk_full"],
+      errors: ["rate_limited", "busy", "disk_full"],
     },
     {
       method: "get",
@@ -209,6 +210,7 @@ function sync(protocol: Protocol): Operation[] {
       ...SIGNED_IN,
       query: protocol.historyQuery,
       answers: { 200: { ...answer("A page of it.", ANSWERS.HistoryItem.array()), headers: LINK_TO_NEXT } },
+      errors: ["rate_limited"],
     },
     {
       method: "post",
@@ -224,7 +226,7 @@ function sync(protocol: Protocol): Operation[] {
         200: answer("Nothing of it was new.", ANSWERS.HistoryPushed.or(ANSWERS.HistoryPushed.array())),
         201: answer("Some of it was new.", ANSWERS.HistoryPushed.or(ANSWERS.HistoryPushed.array())),
       },
-      errors: ["quota_exceeded", "busy", "disk_full"],
+      errors: ["quota_exceeded", "rate_limited", "busy", "disk_full"],
     },
     {
       method: "delete",
@@ -234,7 +236,7 @@ function sync(protocol: Protocol): Operation[] {
       ...SIGNED_IN,
       params: { id: uuid },
       answers: { 204: GONE },
-      errors: ["not_found", "busy", "disk_full"],
+      errors: ["not_found", "rate_limited", "busy", "disk_full"],
     },
     {
       method: "get",

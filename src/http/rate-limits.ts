@@ -1,6 +1,7 @@
 /**
  * What strangers, and accounts, may ask for how often. Only what costs much or guesses is limited: who is signed in
- * reads and writes on, whatever happens to logins ([config] `limits` has the numbers).
+ * reads and writes on, whatever happens to logins ([config] `limits` has the numbers). Writes have a rate of their own,
+ * the same over REST and sockets: see relay/flood.ts.
  */
 import { normaliseEmail } from "../accounts/accounts.ts";
 import type { Config } from "../config.ts";
@@ -20,6 +21,8 @@ export interface RateLimits {
   deviceRegistration(userId: string): void;
   linkCode(userId: string): void;
   export(userId: string): void;
+  /** Takes one of the account's places for answers that are written while they are read. @returns what gives it back */
+  stream(userId: string): () => void;
 }
 
 export function createRateLimits({ rateLimits, limits }: Config): RateLimits {
@@ -33,6 +36,7 @@ const UNLIMITED: RateLimits = {
   deviceRegistration: () => {},
   linkCode: () => {},
   export: () => {},
+  stream: () => () => {},
 };
 
 function limited(limits: Config["limits"]): RateLimits {
@@ -72,6 +76,7 @@ function limited(limits: Config["limits"]): RateLimits {
     deviceRegistration: refusing(createRateLimiter(limits.deviceRegistrationsPerAccount, rememberedKeys)),
     linkCode: refusing(createRateLimiter(limits.linkCodesPerAccount, rememberedKeys)),
     export: refusing(createRateLimiter(limits.exportsPerAccount, rememberedKeys)),
+    stream: createPlaces(limits.streamsPerAccount, limits.streamsRetryMs),
   };
 }
 
@@ -89,6 +94,24 @@ async function guess<Result>(
     if (!isGuess) for (const { limiter, key } of tries) limiter.takeBack(key);
     throw error;
   }
+}
+
+/** So many at once for a key. What is taken is given back, so only keys in use are remembered. */
+function createPlaces(perKey: number, retryMs: number): (key: string) => () => void {
+  const taken = new Map<string, number>();
+  return (key) => {
+    const count = taken.get(key) ?? 0;
+    if (count >= perKey) refuse(retryMs);
+    taken.set(key, count + 1);
+    let isHeld = true;
+    return () => {
+      if (!isHeld) return;
+      isHeld = false;
+      const left = (taken.get(key) ?? 0) - 1;
+      if (left > 0) taken.set(key, left);
+      else taken.delete(key);
+    };
+  };
 }
 
 function refusing(waitMs: (key: string) => number): (key: string) => void {

@@ -1,7 +1,8 @@
 /** What all REST writes share: they go the one way of every write ([W10]), and some outcomes are errors. */
 import type { Sessions } from "../accounts/sessions.ts";
-import { deadToken } from "../accounts/tokens.ts";
+import { deadToken, type Identity } from "../accounts/tokens.ts";
 import { AppError } from "../errors.ts";
+import type { FloodGuards } from "../relay/flood.ts";
 import type { Write, WriteOutcome } from "../storage/storage.ts";
 import type { Writer } from "../sync/writer.ts";
 
@@ -9,6 +10,21 @@ import type { Writer } from "../sync/writer.ts";
 export type RestWriter = Pick<Writer<never>, "submit">;
 
 type Written = Exclude<WriteOutcome, { result: "revoked" }>;
+
+/**
+ * Counts a request's writes for its device; those of an account's token, which has none, for the account.
+ *
+ * @throws AppError `rate_limited`: none of them is taken
+ */
+export function countWrites(
+  guards: FloodGuards,
+  { deviceId, userId }: Identity,
+  writes: readonly { encrypted_blob?: string }[],
+): void {
+  const bytes = writes.reduce((sum, { encrypted_blob = "" }) => sum + encrypted_blob.length, 0);
+  const { waitMs } = guards(deviceId ?? userId).count(bytes, writes.length);
+  if (waitMs > 0) throw new AppError("rate_limited", "Too many writes; slow down.", { retryAfterMs: waitMs });
+}
 
 /**
  * @returns what became of the write

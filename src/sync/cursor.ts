@@ -33,7 +33,7 @@ export function encodeCursor(epoch: string, { seq, emptyUntilSeq }: Cursor): str
 /**
  * Where to go on.
  *
- * @param text what the client kept; undefined when it starts from nothing
+ * @param text what the client kept; undefined or empty when it starts from nothing
  * @returns the cursor, or why the client has to start over
  */
 export function resumeAt(
@@ -41,7 +41,7 @@ export function resumeAt(
   epoch: string,
   account: { seq: number; oldestCursorSeq: number },
 ): Cursor | { resync: ResyncReason } {
-  if (text === undefined) return { seq: 0, emptyUntilSeq: account.seq };
+  if (text === undefined || text === "") return { seq: 0, emptyUntilSeq: account.seq };
   const [, cursorEpoch, seqText = "", untilText = "0"] =
     /^([0-9a-f]{16})-([0-9a-z]{1,10})(?:-([0-9a-z]{1,10}))?$/.exec(text) ?? [];
   if (cursorEpoch === undefined) return { resync: "unknown_cursor" };

@@ -7,6 +7,7 @@ import type { Config } from "../config.ts";
 import { AppError } from "../errors.ts";
 import { NO_METRICS, type Metrics } from "../metrics/metrics.ts";
 import type { AccountProgress, Storage, Write, WriteOutcome } from "../storage/storage.ts";
+import { createFairQueue, type Queueable } from "./fair-queue.ts";
 
 /** What a batch did to one account, and where each change came from. */
 export interface Commit<Origin> extends AccountProgress {
@@ -19,7 +20,7 @@ export interface Writer<Origin> {
    * Queues a write; resolves when it is durable and the relay has heard of it.
    *
    * @param origin the socket it came from, which does not get it back ([R1])
-   * @throws AppError `busy` when the queue is full, `unavailable` or `disk_full` when the database can't take it
+   * @throws AppError `busy` when the queue, or the account's share of it, is full, `unavailable` or `disk_full` when the database can't take it
    */
   submit(write: Write, origin?: Origin): Promise<WriteOutcome>;
   /** Resolves when nothing waits and nothing is being committed. */
@@ -37,7 +38,7 @@ export interface WriterOptions<Origin> {
   now?: () => number;
 }
 
-interface Pending<Origin> {
+interface Pending<Origin> extends Queueable {
   write: Write;
   origin: Origin | undefined;
   resolve: (outcome: WriteOutcome) => void;
@@ -51,26 +52,19 @@ export function createWriter<Origin>({
   metrics = NO_METRICS,
   now = Date.now,
 }: WriterOptions<Origin>): Writer<Origin> {
-  const { batchItems, batchBytes, queueItems, queueBytes, busyRetryMs } = config.writer;
+  const { batch: batchBounds, queue: queueBounds, accountQueue, busyRetryMs } = config.writer;
   const limits = { historyItems: config.historyLimit, accountBytes: config.accountStorageBytes };
-  let queue: Pending<Origin>[] = [];
-  let queuedBytes = 0;
+  const queue = createFairQueue<Pending<Origin>>(queueBounds, accountQueue);
   let committing = 0;
   let scheduled = false;
   const idleWaiters: (() => void)[] = [];
 
   return {
     submit(write, origin) {
-      const bytes = sizeOf(write);
-      if (queue.length >= queueItems || queuedBytes + bytes > queueBytes) {
-        return Promise.reject(
-          new AppError("busy", "The server is busy; try again in a moment.", { retryAfterMs: busyRetryMs }),
-        );
-      }
       return new Promise((resolve, reject) => {
-        queue.push({ write: bounded(write), origin, resolve, reject });
-        queuedBytes += bytes;
-        schedule();
+        const { userId: account } = write.author;
+        if (queue.add({ account, bytes: sizeOf(write), write: bounded(write), origin, resolve, reject })) schedule();
+        else reject(new AppError("busy", "The server is busy; try again in a moment.", { retryAfterMs: busyRetryMs }));
       });
     },
     idle() {
@@ -94,7 +88,7 @@ export function createWriter<Origin>({
   }
 
   async function commit() {
-    const batch = takeBatch();
+    const batch = queue.take(batchBounds);
     committing = batch.length;
     const started = performance.now();
     try {
@@ -120,22 +114,6 @@ export function createWriter<Origin>({
       return;
     }
     for (const resolve of idleWaiters.splice(0)) resolve();
-  }
-
-  function takeBatch(): Pending<Origin>[] {
-    let bytes = 0;
-    let count = 0;
-    while (count < queue.length && count < batchItems) {
-      const pending = queue[count];
-      const size = pending === undefined ? 0 : sizeOf(pending.write);
-      if (count > 0 && bytes + size > batchBytes) break;
-      bytes += size;
-      count += 1;
-    }
-    const batch = queue.slice(0, count);
-    queue = queue.slice(count);
-    queuedBytes -= bytes;
-    return batch;
   }
 
   /** [W3] A write that claims to be further ahead than clocks honestly are counts as of the server's now. */
