@@ -148,10 +148,11 @@ async function blockedWrite(server: TestServer, databaseUrl: string) {
   return {
     answer: put(),
     again: put,
+    /** Of the write's; the retention sweep may wait for the same row. */
     async waitingStatements(): Promise<number> {
       const [row] = await locking`
         SELECT count(*)::int AS count FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+        WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%apply_writes%'`;
       return row.count;
     },
     release: () => locking`ROLLBACK`,
