@@ -45,6 +45,8 @@ export interface RequestOptions {
   headers?: Record<string, string>;
 }
 
+const PORT_DEADLINE_MS = 10_000;
+
 export interface TestServerOptions {
   database?: DatabaseKind;
   /** A PostgreSQL that is there already, such as another instance's; whoever made it drops it. */
@@ -90,7 +92,7 @@ export async function startTestServer({
     logLines,
     async restart() {
       await server.stop();
-      running = await start(configure(port), log, { bus });
+      running = await onceFree(() => start(configure(port), log, { bus }));
     },
     async stop() {
       await running?.stop();
@@ -103,6 +105,20 @@ export async function startTestServer({
     },
   };
   return server;
+}
+
+/** While a server is down, the system may give its port to an outgoing connection, for as long as that lives. */
+async function onceFree<T>(listen: () => Promise<T>): Promise<T> {
+  const deadline = Date.now() + PORT_DEADLINE_MS;
+  for (;;) {
+    try {
+      return await listen();
+    } catch (error) {
+      const taken = error instanceof Error && "code" in error && error.code === "EADDRINUSE";
+      if (!taken || Date.now() > deadline) throw error;
+      await Bun.sleep(10);
+    }
+  }
 }
 
 /** How a test talks to the server at this address. */
