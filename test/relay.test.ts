@@ -134,6 +134,12 @@ describe("winners of writes that another instance took", () => {
     ]);
   });
 
+  test("[R1] [W6] what stands by the time it is read may be ahead of the stream, which then brings it", async () => {
+    const { delivery, sent } = await liveDelivery(10, slot(12, "newest"));
+    await delivery.sendWinner(slot(9, "winner"));
+    expect(sent).toEqual([]);
+  });
+
   test("[R5] [W6] a winner waits while the socket's buffer is full", async () => {
     const { delivery, sent, buffer } = await liveDelivery(10, slot(9, "winner"));
     buffer.bytes = 2 ** 30;
