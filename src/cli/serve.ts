@@ -216,7 +216,8 @@ export async function startServer(
     await inTime("finish all writes", writer.idle(), writesMs);
     hub.closeAll(CLOSE.serviceRestart, "The server restarts; come back in a moment.");
     await Promise.race([stopped, quiet(deadline)]);
-    await inTime("finish all writes", writer.idle(), Math.min(writesMs, deadline - performance.now()));
+    const leftMs = Math.max(0, deadline - performance.now());
+    await inTime("finish all writes", writer.idle(), Math.min(writesMs, leftMs));
     await inTime("let go of everything", resources.disposeAsync(), releaseMs);
   }
 
