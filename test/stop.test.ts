@@ -9,7 +9,16 @@ import { loadConfig } from "../src/config.ts";
 import { createLogger } from "../src/log.ts";
 import { changes, listener } from "./bus-contract.ts";
 import { startChildServer } from "./child.ts";
-import { connect, createAccount, createDevice, historyPush, randomBlob, TestSocket, within } from "./harness.ts";
+import {
+  connect,
+  createAccount,
+  createDevice,
+  historyPush,
+  randomBlob,
+  startTestServer,
+  TestSocket,
+  within,
+} from "./harness.ts";
 import { createTestDatabase } from "./postgres.ts";
 import { startProxy, type Proxy } from "./proxy.ts";
 
@@ -55,6 +64,29 @@ test("SIGTERM while the database answers nothing: exit code 0, in time, and sock
     await server.kill("SIGKILL");
   }
 }, 60_000);
+
+test("a socket that opens while the server stops hears the goodbye, too", async () => {
+  await using database = await createTestDatabase();
+  await using sql = new Bun.SQL(database.url, { max: 2 });
+  await using server = await startTestServer({ databaseUrl: database.url });
+  const account = await createAccount(server);
+  const early = await createDevice(server, account);
+  const late = await createDevice(server, account);
+  const there = await TestSocket.open(server, early.token);
+  let stopped: Promise<void> | undefined;
+  let opening: Promise<TestSocket> | undefined;
+  await sql.begin(async (transaction) => {
+    await transaction`LOCK TABLE devices IN ACCESS EXCLUSIVE MODE`;
+    opening = TestSocket.open(server, late.token);
+    const asking = () => sql`SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database
+      WHERE datname = current_database() AND NOT granted`;
+    while ((await asking()).length === 0);
+    stopped = server.stop();
+    expect((await there.closed).code).toBe(1012);
+  });
+  expect((await (await opening)?.closed)?.code).toBe(1012);
+  await stopped;
+}, 30_000);
 
 test("SIGTERM while it waits for another's migration, before it serves anybody: exit code 0", async () => {
   await using database = await createTestDatabase();

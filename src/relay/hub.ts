@@ -85,6 +85,7 @@ export type Hub = ReturnType<typeof createHub>;
 export function createHub({ storage, config, bus, presence, log, metrics }: HubOptions) {
   const channels = new Map<string, Channel>();
   let server: Pick<Server<SocketData>, "publish"> | undefined;
+  let goodbye: { code: number; reason: string } | undefined;
 
   return {
     /** The server whose topics carry the messages; known only once it listens. */
@@ -120,6 +121,7 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
 
   /** @param onCaughtUp protocol 2: everything up to `seq` has been sent */
   function join(socket: Socket, onCaughtUp: (seq: number) => void): void {
+    if (goodbye !== undefined) return end(socket, goodbye.code, goodbye.reason);
     const { userId, deviceId, protocol, fromSeq } = socket.data;
     const channel = channels.get(userId) ?? openChannel(userId);
     channel.sockets.add(socket);
@@ -325,7 +327,9 @@ export function createHub({ storage, config, bus, presence, log, metrics }: HubO
     }
   }
 
+  /** Also those that are still being upgraded, as soon as they open. */
   function closeAll(code: number, reason: string): void {
+    goodbye = { code, reason };
     for (const channel of channels.values()) {
       for (const socket of channel.sockets) end(socket, code, reason);
     }
