@@ -218,6 +218,26 @@ describe("the parts of the reference client", () => {
     const jittered = createBackoff({ firstMs: 100, random: () => 0.25 });
     expect([jittered.next(), jittered.next()]).toEqual([25, 50]);
   });
+
+  test("a client that is stopped before its store has loaded does not connect, and saves over nothing", async () => {
+    const kept = createMemoryStore();
+    const { client: earlier } = await startWithFakes({ store: kept });
+    void earlier.setSlot(1, "AAAA");
+    await earlier.stop();
+    const loading = Promise.withResolvers<void>();
+    const store = { ...kept, load: () => loading.promise.then(() => kept.load()) };
+    let opened = 0;
+    const openSocket = (address: string) => {
+      opened += 1;
+      return new FakeSocket(address, () => {});
+    };
+    const client = createSyncClient({ url: "http://nowhere.example", token: "token", store, openSocket });
+    const [started, stopped] = [client.start(), client.stop()];
+    loading.resolve();
+    await Promise.all([started, stopped]);
+    expect([opened, client.status]).toEqual([0, "stopped"]);
+    expect((await kept.load())?.outbox).toMatchObject([{ write: { slot_number: 1, encrypted_blob: "AAAA" } }]);
+  });
 });
 
 /** A client of a server that is not there: its sockets say what the test wants. */

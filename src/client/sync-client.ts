@@ -96,6 +96,8 @@ export function createSyncClient(options: SyncClientOptions) {
   let limits: Limits | undefined;
 
   let status: Status = "stopped";
+  let stopped = false;
+  let loading: Promise<void> | undefined;
   let connection: Connection | undefined;
   /** Whether the connection began with a cursor. */
   let resumed = false;
@@ -123,17 +125,17 @@ export function createSyncClient(options: SyncClientOptions) {
 
     /** Loads what the store holds and begins to connect. Call it once, before anything else. */
     async start(): Promise<void> {
-      const saved = await store.load();
-      if (saved !== undefined) {
-        replica = createReplica(saved);
-        outbox = createOutbox({ saved: saved.outbox, maxEntries: maxQueued, maxInFlight });
-        ({ cursor, clockOffsetMs } = saved);
-      }
-      connect();
+      loading = load();
+      await loading;
+      if (!stopped) connect();
     },
 
     /** Disconnects and saves. */
     async stop(): Promise<void> {
+      stopped = true;
+      // What is not loaded yet must not be saved over.
+      if (loading === undefined) return;
+      await loading;
       clearTimeout(reconnecting);
       clearTimeout(holding);
       disconnect();
@@ -404,6 +406,14 @@ export function createSyncClient(options: SyncClientOptions) {
   }
 
   // Keeping
+
+  async function load(): Promise<void> {
+    const saved = await store.load();
+    if (saved === undefined) return;
+    replica = createReplica(saved);
+    outbox = createOutbox({ saved: saved.outbox, maxEntries: maxQueued, maxInFlight });
+    ({ cursor, clockOffsetMs } = saved);
+  }
 
   function setStatus(next: Status): void {
     if (next === status) return;
