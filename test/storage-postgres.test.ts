@@ -266,7 +266,7 @@ describe("a database that is busy", () => {
     const { storage, sql } = world;
     const { userId } = await createAccount(storage);
     const atOnce = async (digest: string) => {
-      await storage.putLinkCode({ userId, codeDigest: "right", sealedKey: "key", expiresAt: NOW + 1_000 }, NOW);
+      await storage.putLinkCode({ userId, codeDigest: "right", sealedKey: "key", expiresAt: NOW + 1_000 });
       return together(sql, "link_codes", () => storage.takeLinkCode(userId, digest, 3, NOW));
     };
     expect((await atOnce("right")).filter((key) => key !== null)).toEqual(["key"]);

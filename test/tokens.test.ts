@@ -117,7 +117,7 @@ describe("the server's secret", () => {
 describe("whether a token counts is asked of the database, and kept for a while", () => {
   const config = loadConfig({});
   const identity: Identity = { userId: "u", deviceId: "d", tokenGeneration: 0, expiresAt: Number.MAX_SAFE_INTEGER };
-  const live: TokenState = { tokenGeneration: 0, device: { confirmedSeq: 0, name: "laptop" } };
+  const live: TokenState = { tokenGeneration: 0, device: { confirmedSeq: 0 } };
   const tokens = { verify: () => Promise.resolve(identity) } as unknown as Tokens;
 
   /** Sessions over a database whose answers the test gives, one by one. */

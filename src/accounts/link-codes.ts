@@ -43,17 +43,13 @@ export interface LinkCodesOptions {
 export function createLinkCodes({ config, storage, keys }: LinkCodesOptions): LinkCodes {
   return {
     async create(userId, encryptedKey) {
-      const now = Date.now();
       const code = drawCode();
-      const kept = await storage.putLinkCode(
-        {
-          userId,
-          codeDigest: digest(userId, code),
-          sealedKey: seal(userId, encryptedKey),
-          expiresAt: now + config.auth.linkCodeLifeMs,
-        },
-        now,
-      );
+      const kept = await storage.putLinkCode({
+        userId,
+        codeDigest: digest(userId, code),
+        sealedKey: seal(userId, encryptedKey),
+        expiresAt: Date.now() + config.auth.linkCodeLifeMs,
+      });
       if (!kept) throw deadToken();
       return code;
     },

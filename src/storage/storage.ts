@@ -171,7 +171,7 @@ export interface NewDevice {
 export interface TokenState {
   tokenGeneration: number;
   /** null: no such live device (or no device was asked for). */
-  device: { confirmedSeq: number; name: string } | null;
+  device: { confirmedSeq: number } | null;
 }
 
 /** What a device's presence leaves in the database; values only ever grow, so instances never fight over them. */
@@ -312,7 +312,7 @@ export interface Storage {
   // Link codes
 
   /** One live code an account: replaces an older one. false: no such account. */
-  putLinkCode(code: LinkCode, now: number): Promise<boolean>;
+  putLinkCode(code: LinkCode): Promise<boolean>;
   /**
    * Takes the account's code, once: returns its sealed key and erases it. A wrong digest counts; at `maxWrongTries`
    * the code is erased. null: wrong, gone, past its time, or never there.

@@ -13,6 +13,7 @@ import type {
   StoredSlot,
   User,
 } from "../storage.ts";
+import { newEpoch } from "../epoch.ts";
 import { changesAfter, slotChange } from "./changes.ts";
 import { history, historyPosition } from "./history.ts";
 import { arrayLiteral } from "./literals.ts";
@@ -46,7 +47,7 @@ export function prepareQueries({ sql, db }: Client): Queries {
     .where(eq(users.email, given("email")))
     .prepare("user_by_email");
   const tokenState = db
-    .select({ tokenGeneration: users.tokenGeneration, confirmedSeq: devices.confirmedSeq, name: devices.name })
+    .select({ tokenGeneration: users.tokenGeneration, confirmedSeq: devices.confirmedSeq })
     .from(users)
     .leftJoin(devices, and(eq(devices.userId, users.id), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
     .where(ofAccount)
@@ -154,8 +155,8 @@ export function prepareQueries({ sql, db }: Client): Queries {
     async tokenState(userId, deviceId) {
       const found = first(await tokenState.execute({ userId, deviceId }));
       if (found === null) return null;
-      const { tokenGeneration, confirmedSeq, name } = found;
-      return { tokenGeneration, device: confirmedSeq === null || name === null ? null : { confirmedSeq, name } };
+      const { tokenGeneration, confirmedSeq } = found;
+      return { tokenGeneration, device: confirmedSeq === null ? null : { confirmedSeq } };
     },
     deadAuthors: (authors) => deadAuthors(sql, authors),
     recordPresence: (presences) => recordPresence(sql, presences),
@@ -186,8 +187,7 @@ export function prepareQueries({ sql, db }: Client): Queries {
       await sql`SELECT 1`;
     },
     async epoch() {
-      const drawn = Buffer.from(crypto.getRandomValues(new Uint8Array(8))).toString("hex");
-      await db.insert(serverMeta).values({ key: "epoch", value: drawn }).onConflictDoNothing();
+      await db.insert(serverMeta).values({ key: "epoch", value: newEpoch() }).onConflictDoNothing();
       const stored = first(await db.select().from(serverMeta).where(eq(serverMeta.key, "epoch")));
       if (stored === null) throw new Error("the database has no epoch");
       return stored.value;

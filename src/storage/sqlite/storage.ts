@@ -41,7 +41,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
     .where(eq(users.id, given("userId")))
     .prepare();
   const liveDevice = db
-    .select({ confirmedSeq: devices.confirmedSeq, name: devices.name })
+    .select({ confirmedSeq: devices.confirmedSeq })
     .from(devices)
     .where(and(eq(devices.userId, given("userId")), eq(devices.id, given("deviceId")), isNull(devices.revokedAt)))
     .prepare();
@@ -225,7 +225,7 @@ export async function openSqliteStorage(path: string, access: "server" | "comman
         for (const presence of presences) savePresence.run({ ...presence });
       }),
 
-    putLinkCode: (code, _now) =>
+    putLinkCode: (code) =>
       transaction(() => {
         const account = db.select({ id: users.id }).from(users).where(eq(users.id, code.userId)).get();
         if (account === undefined) return false;
