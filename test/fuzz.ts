@@ -6,6 +6,7 @@
  * Whatever comes: an answer of the contract, no fault of ours in the log, and a server that is as well and as small
  * afterwards as before. What is sent depends on the seed alone; when the server answers does not.
  */
+import { heapStats } from "bun:jsc";
 import { parseArgs } from "node:util";
 import {
   createAccount,
@@ -27,16 +28,22 @@ export interface FuzzOptions {
   milliseconds: number;
   seed: number;
   database: DatabaseKind;
-  /** Told of the resident memory, in MiB, after the first and each further fifth of the time. */
-  onReading?: (megabytes: number) => void;
+  /** Told of each reading. */
+  onReading?: (memory: Memory) => void;
+}
+
+/** In MiB, after a collection: of the whole process with its traffic, and of what JavaScript holds. */
+interface Memory {
+  resident: number;
+  heap: number;
 }
 
 export interface FuzzReport {
   requests: number;
   messages: number;
   statuses: Record<string, number>;
-  /** Resident memory in MiB, after each fifth of the time. */
-  megabytes: number[];
+  /** After each fifth of the time. */
+  memory: Memory[];
   faults: string[];
 }
 
@@ -47,7 +54,7 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
     env: { MAX_BLOB_BYTES: "16384", HISTORY_LIMIT: "50" },
     adjust: (config) => ({ ...config, auth: { ...config.auth, tokenStateCacheEntries: 200, devicesPerAccount: 20 } }),
   });
-  const report: FuzzReport = { requests: 0, messages: 0, statuses: {}, megabytes: [], faults: [] };
+  const report: FuzzReport = { requests: 0, messages: 0, statuses: {}, memory: [], faults: [] };
   const onFault = (error: unknown) => report.faults.push(`unhandled: ${String(error)}`);
   process.on("unhandledRejection", onFault);
   process.on("uncaughtException", onFault);
@@ -64,7 +71,7 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
   const reading = setInterval(() => {
     drainLog(server, report);
     const elapsed = (performance.now() - started) / milliseconds;
-    if (report.megabytes.length < Math.min(READINGS, Math.floor(elapsed * READINGS))) readMemory();
+    if (report.memory.length < Math.min(READINGS, Math.floor(elapsed * READINGS))) readMemory();
   }, 100);
   await Promise.all(
     Array.from({ length: WORKERS }, (_, worker) => {
@@ -75,7 +82,7 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
     }),
   );
   clearInterval(reading);
-  if (report.megabytes.length < READINGS) readMemory();
+  if (report.memory.length < READINGS) readMemory();
   drainLog(server, report);
 
   // As well as before.
@@ -88,9 +95,10 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
 
   function readMemory(): void {
     Bun.gc(true);
-    const megabytes = Math.round(process.memoryUsage().rss / 1024 / 1024);
-    report.megabytes.push(megabytes);
-    onReading?.(megabytes);
+    const mebibytes = (bytes: number) => Math.round((bytes / 1024 / 1024) * 10) / 10;
+    const memory = { resident: mebibytes(process.memoryUsage().rss), heap: mebibytes(heapStats().heapSize) };
+    report.memory.push(memory);
+    onReading?.(memory);
   }
 }
 
@@ -194,7 +202,7 @@ if (import.meta.main) {
     milliseconds: Number(values.minutes) * 60_000,
     seed: Number(values.seed),
     database,
-    onReading: (megabytes) => console.log(`${megabytes} MiB`),
+    onReading: ({ resident, heap }) => console.log(`${resident} MiB, JavaScript ${heap} MiB`),
   });
   console.log(JSON.stringify({ ...report, faults: report.faults.slice(0, 20) }, undefined, 2));
   // Not by itself: a PostgreSQL of this process's own would keep it.
