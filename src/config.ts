@@ -1,6 +1,7 @@
 /**
- * The configuration: environment → one frozen, typed object. Every default and every bound of the server stands here;
- * nothing else reads the environment. README.md's table says what each variable is for.
+ * The configuration: environment → one frozen, typed object. Every default stands here, and every bound that somebody may
+ * want to change; those that follow from a form (of a token, of JSON) stand with it. Nothing else reads the environment.
+ * README.md's table says what each variable is for.
  */
 import { isIP } from "node:net";
 import { z } from "zod";
@@ -20,7 +21,7 @@ const FIXED = {
     accountTokenSeconds: 3_600,
     deviceTokenSeconds: 30 * 24 * 3_600,
     emailMaxLength: 254, // RFC 5321 §4.5.3.1.3, less the angle brackets
-    passwordMinLength: 6, // the seed's example has 7; shorter ones are guessable at once
+    passwordMinLength: 6, // shorter ones are guessable at once
     passwordMaxBytes: 1_024,
     deviceNameMaxLength: 128,
     deviceTypeMaxLength: 32,
@@ -31,6 +32,7 @@ const FIXED = {
     tokenStateCacheEntries: 50_000,
     /** Password hashes waiting for their turn; one more is answered `busy`. */
     passwordQueueLength: 64,
+    passwordRetryMs: 2 * SECOND_MS,
     linkCodeLifeMs: 5 * MINUTE_MS,
     linkCodeWrongTries: 5,
     inviteLifeMs: 7 * DAY_MS,
@@ -82,10 +84,12 @@ const FIXED = {
     /** How long a connected device counts as connected for other instances; said again after half of it. */
     presenceLeaseMs: MINUTE_MS,
     presenceIntervalMs: 5 * SECOND_MS,
-    /** How long a client may leave a ping without its pong. */
+    /** How long a client may read nothing of what waits for it, or leave a ping without its pong. */
     confirmTimeoutMs: 30 * SECOND_MS,
-    /** How often sockets are looked at for an ended token or a missing pong. */
+    /** How often sockets are looked at for an ended token or a silent client. */
     sweepIntervalMs: 500,
+    /** Writers of an account that are kept in mind until what they wrote is published, while its channel lags behind. */
+    rememberedOrigins: 1_000,
     /** Time a socket that must not go on is given to say goodbye. */
     closeGraceMs: 500,
   },
@@ -163,7 +167,6 @@ const FIXED = {
     exportPageBytes: 1 * MIB,
     /** Up to here a body that is too large gets an answer in words; beyond it Bun answers 413 by itself. */
     refusableBodyBytes: 64 * MIB,
-    unavailableRetryMs: 2 * SECOND_MS,
   },
   /** Docker kills a container 10 s after it was told to stop: all of these come to less. */
   stop: {
@@ -193,7 +196,7 @@ const databaseUrl = z.string().refine((url) => /^postgres(ql)?:\/\/./.test(url),
   error: "must start with postgres:// (leave it out for SQLite in DATA_DIR)",
 });
 
-const environment = z.object({
+const variables = z.object({
   PORT: z.coerce.number({ error: "must be a port number" }).int().min(0).max(65_535).default(3000),
   HOST: z.string().min(1).default("127.0.0.1"),
   DATA_DIR: z.string().min(1).default("./data"),
@@ -223,6 +226,11 @@ const environment = z.object({
     .default("info"),
 });
 
+const environment = variables.refine(
+  ({ DATABASE_URL, DATABASE_DIRECT_URL }) => DATABASE_DIRECT_URL === undefined || DATABASE_URL !== undefined,
+  { path: ["DATABASE_DIRECT_URL"], message: "is of no use without DATABASE_URL", when: () => true },
+);
+
 export type Config = Readonly<ReturnType<typeof build>>;
 export type LogLevel = Config["logLevel"];
 
@@ -248,7 +256,7 @@ export function loadConfig(env: Record<string, string | undefined>): Config {
  */
 export function describeSettings(env: Record<string, string | undefined>) {
   const settings = parseEnvironment(env);
-  return Object.entries(environment.shape).map(([name]) => {
+  return Object.entries(variables.shape).map(([name]) => {
     const value = settings[name as keyof typeof settings];
     const text = value === undefined ? "" : Array.isArray(value) ? value.join(",") : String(value);
     return { name, value: maskSecrets(name, text), isSet: (env[name] ?? "") !== "" };
@@ -301,8 +309,11 @@ function build(env: z.infer<typeof environment>) {
     maxFrameBytes,
     /** A body that holds the largest blob and its fields; a batch of history shares it. */
     maxBodyBytes: Math.max(maxFrameBytes, 2 * MIB),
-    /** Bytes a socket may leave unread before it is cut ([R5]): room for a few of the largest frames. */
-    socketBufferBytes: Math.max(1 * MIB, 4 * maxFrameBytes),
+    /**
+     * Bytes a socket may leave unread before it is cut ([R5]): room for a few of the largest frames, and for a page of a
+     * catch-up in base64 upon as much that still waits.
+     */
+    socketBufferBytes: Math.max(4 * FIXED.sync.catchUpPageBytes, 4 * maxFrameBytes),
     historyLimit: env.HISTORY_LIMIT,
     accountStorageBytes: env.ACCOUNT_STORAGE_BYTES,
     ...FIXED,

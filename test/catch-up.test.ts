@@ -214,6 +214,32 @@ describe.each([...DATABASES])("a device of protocol 1 catches up, on %s", (datab
     expect((await takeMessages(raw, missed.length)).map(({ id }) => id)).toEqual(missed);
   }, 20_000);
 
+  test("[R5] a slow reader is not cut for what a server of small clips sends it at once", async () => {
+    await using world = await writerAndReader(database, undefined, { MAX_BLOB_BYTES: "65536" });
+    const missed = await pushMany(world.writer, 250, { bytes: 45_000, paced: true });
+    await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });
+    raw.slowDown(2_000_000, 100);
+    const caughtUp: string[] = [];
+    await raw.messageWhere((message) => {
+      if (message.type === "history_new") caughtUp.push(message["id"]);
+      return message.type === "sync_complete";
+    });
+    expect(caughtUp).toEqual(missed);
+  }, 20_000);
+
+  test("[R5] a client of protocol 2 that reads nothing of what waits for it is cut", async () => {
+    await using world = await writerAndReader(database, (config) => ({
+      ...config,
+      socketBufferBytes: 2 ** 28, // so that it is not its buffer that ends it
+      relay: { ...config.relay, confirmTimeoutMs: 500, sweepIntervalMs: 20 },
+    }));
+    await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });
+    await raw.messageWhere(({ type }) => type === "sync_complete");
+    raw.pause();
+    await pushMany(world.writer, 25, { bytes: 700_000, paced: true });
+    await untilDisconnected(world.server, world.account.token, world.reader.id);
+  }, 20_000);
+
   test("[R5] a reader that stalls is cut once its buffer is full, and catches up when it returns", async () => {
     await using world = await writerAndReader(database);
     await using raw = await RawSocket.open(world.server, world.reader.token, { query: "&protocol=2" });
@@ -294,8 +320,12 @@ describe.each([...DATABASES])("a device of protocol 1 catches up, on %s", (datab
   }, 30_000);
 });
 
-async function writerAndReader(database: DatabaseKind, adjust?: (config: Config) => Config) {
-  const server = await startTestServer({ database, ...(adjust && { adjust }) });
+async function writerAndReader(
+  database: DatabaseKind,
+  adjust: (config: Config) => Config = (config) => config,
+  env: Record<string, string> = {},
+) {
+  const server = await startTestServer({ database, adjust, env });
   const account = await createAccount(server);
   const [writerDevice, reader] = [await createDevice(server, account), await createDevice(server, account)];
   const writer = await TestSocket.open(server, writerDevice.token);

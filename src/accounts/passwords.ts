@@ -21,11 +21,12 @@ export interface Passwords {
   verify(password: string, hash: string | null): Promise<boolean>;
 }
 
+/** One for the whole process: its turnstile is what keeps a flood of logins off the thread pool. */
 export function createPasswords(config: Config): Passwords {
   const inTurn = createTurnstile(
     Math.max(1, availableParallelism() - 1),
     config.auth.passwordQueueLength,
-    config.http.unavailableRetryMs,
+    config.auth.passwordRetryMs,
   );
   const dummy = dummyHash();
   return {

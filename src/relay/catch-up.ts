@@ -57,6 +57,7 @@ export class Delivery {
   #caughtUp = false;
   /** Messages sent until then. */
   #missedCount = 0;
+  #unreadSince: number | undefined;
 
   // Protocol 1 only.
   #sentCount = 0;
@@ -88,9 +89,14 @@ export class Delivery {
     return this.#confirmedCount;
   }
 
-  /** Since when the client leaves a ping without its pong, and reads nothing either; undefined when it does not. */
-  get silentSince(): number | undefined {
-    return this.#ping?.at;
+  /**
+   * Since when the client reads nothing of what waits for it, or leaves a ping without its pong; undefined when it does
+   * not. Asked now and then, it looks at the buffer: so a client that reads costs nothing.
+   */
+  silentSince(): number | undefined {
+    if (this.#options.socket.getBufferedAmount() === 0) this.#unreadSince = undefined;
+    else this.#unreadSince ??= performance.now();
+    return this.#unreadSince ?? this.#ping?.at;
   }
 
   close(): void {
@@ -124,6 +130,7 @@ export class Delivery {
 
   /** The client has read on: who is slow is not silent ([R5]). */
   drained(): void {
+    this.#unreadSince = undefined;
     if (this.#ping !== undefined) this.#ping.at = performance.now();
     void this.advance();
   }

@@ -7,8 +7,8 @@ import type { Logger } from "../log.ts";
 import type { DevicePresence, Storage } from "../storage/storage.ts";
 import { nextTurn } from "../waiting.ts";
 
-/** Devices written in one statement. */
-const BATCH_DEVICES = 500;
+/** Devices written in one statement: on SQLite, less than a millisecond's work (0.6 to 0.8 measured). */
+const BATCH_DEVICES = 100;
 
 export interface Presence {
   /** Notes that the device was there just now, and has everything up to this seq. */
@@ -23,6 +23,7 @@ export interface Presence {
   flush(): Promise<void>;
 }
 
+/** One for the whole process; its owner calls `flush` now and then, and at the end. */
 export function createPresence(storage: Storage, config: Config, log: Logger): Presence {
   const noted = new Map<string, DevicePresence>();
   /** What this instance said last of each device, so that it does not take its own word for another's. */

@@ -16,6 +16,7 @@ export interface Seats {
   leave(socket: Socket): void;
 }
 
+/** One for the whole process; with RATE_LIMITS=off everybody finds a seat. */
 export function createSeats({ rateLimits, limits }: Config): Seats {
   const accounts = new Map<string, Set<Socket>>();
   const addresses = new Map<string, number>();

@@ -33,6 +33,7 @@ export interface UpgradeOptions {
  */
 export type Upgrade = (request: Request, server: Server<SocketData>) => Promise<void>;
 
+/** What GET /api/sync/ws does; its errors stand at Upgrade. */
 export function createUpgrade({
   sessions,
   storage,
