@@ -30,6 +30,7 @@ export interface LoggerOptions {
   write: (line: string) => void;
 }
 
+/** @param write takes whole lines, each with its line break */
 export function createLogger({ level, format, write }: LoggerOptions): Logger {
   const render = format === "json" ? jsonLine : textLine;
   const at = (lineLevel: LogLevel) => {

@@ -32,13 +32,14 @@ export const time = z.iso
   .pipe(z.int().positive())
   .meta({ format: "date-time" });
 
+/** RFC 3339 in UTC, of milliseconds since 1970. */
 export const formatTime = (milliseconds: number): string => new Date(milliseconds).toISOString();
 
 /**
  * The number of bytes that canonical base64 (RFC 4648 §4, padded, unused bits zero, §3.5) stands for.
  * @returns null for anything else
  */
-export function base64ByteLength(text: string): number | null {
+function base64ByteLength(text: string): number | null {
   if (text.length % 4 !== 0) return null;
   const bytes = Buffer.from(text, "base64");
   return bytes.toString("base64") === text ? bytes.length : null;

@@ -57,6 +57,7 @@ export interface FailureLimiter {
   forgive(key: string): void;
 }
 
+/** @param maxKeys remembered at once; one more, and the one that was quiet for longest is forgotten */
 export function createFailureLimiter(backoff: Backoff, maxKeys: number): FailureLimiter {
   const { free, firstWaitMs, maxWaitMs, forgetAfterMs } = backoff;
   const records = createRecentKeys<{ failures: number; lastAt: number }>(maxKeys);

@@ -211,7 +211,7 @@ describe.each([...DATABASES])("limits on %s", (database) => {
     }
   });
 
-  test("the seed's walk, and a client that sends 1,000 items at once, meet no limit", async () => {
+  test("a person's first walk through it, and a client that sends 1,000 items at once, meet no limit", async () => {
     await using server = await startTestServer({ database, env: { RATE_LIMITS: "on" } });
     const account = await createAccount(server);
     const device = await createDevice(server, account);

@@ -10,6 +10,7 @@ import { POSTGRES_MIGRATIONS } from "../src/storage/postgres/migrations.ts";
 import { openPostgresStorage, type PostgresOptions } from "../src/storage/postgres/storage.ts";
 import { NewerDatabaseError } from "../src/storage/sqlite/migrations.ts";
 import type { Storage } from "../src/storage/storage.ts";
+import { within } from "./harness.ts";
 import { createTestDatabase, startPostgres } from "./postgres.ts";
 import {
   allChanges,
@@ -71,9 +72,12 @@ describe("migrations", () => {
     const other = await sql.reserve();
     await other`SELECT pg_advisory_lock(7164782637466742644)`;
     const migrating = migratePostgres(database.url, { connectTimeoutSeconds: 5 });
-    await Bun.sleep(300);
+    const waits = () => sql`SELECT pid FROM pg_stat_activity
+      WHERE datname = current_database() AND wait_event = 'advisory' AND now() - query_start > interval '200 ms'`;
+    while ((await within(waits(), "the migration to have waited for longer than a request may")).length === 0);
     await other`SELECT pg_advisory_unlock(7164782637466742644)`;
     await migrating;
+    expect(await sql`SELECT name FROM schema_migrations`).toHaveLength(POSTGRES_MIGRATIONS.length);
     other.release();
   });
 

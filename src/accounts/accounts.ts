@@ -49,6 +49,7 @@ export interface AccountsOptions {
   sessions: Sessions;
 }
 
+/** Accounts over one database; what each call does and throws stands at Accounts. */
 export function createAccounts({ config, storage, passwords, tokens, sessions }: AccountsOptions): Accounts {
   /** What ends tokens of an account, while it runs. */
   const turns = new Map<string, Promise<unknown>>();

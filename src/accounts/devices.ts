@@ -31,6 +31,7 @@ export interface DevicesOptions {
   sessions: Sessions;
 }
 
+/** Devices over one database; what each call does and throws stands at Devices. */
 export function createDevices({ config, storage, tokens, sessions }: DevicesOptions): Devices {
   return {
     async register(identity, name, deviceType) {

@@ -40,6 +40,7 @@ export interface LinkCodesOptions {
   keys: Pick<ServerKeys, "linkCodes" | "linkKeys">;
 }
 
+/** Link codes over one database; a key is sealed with one of the server's before it is stored. */
 export function createLinkCodes({ config, storage, keys }: LinkCodesOptions): LinkCodes {
   return {
     async create(userId, encryptedKey) {

@@ -48,6 +48,7 @@ interface Kept {
   readAt: number;
 }
 
+/** One for the whole process: it holds what the database last said of each token. */
 export function createSessions({ tokens, storage, config, onRevoked }: SessionsOptions): Sessions {
   const { tokenStateTtlMs, tokenStateCacheEntries } = config.auth;
   /** By account, then by device ("" for account tokens). */

@@ -33,6 +33,7 @@ export interface PostgresBusOptions {
   log: Logger;
 }
 
+/** Connects when somebody listens or tells; until `close` it keeps one connection for LISTEN and one for NOTIFY. */
 export function postgresBus({ url, config, log }: PostgresBusOptions): Bus {
   const {
     gatherMs,

@@ -14,6 +14,7 @@ export interface SqliteBusOptions {
   log: Logger;
 }
 
+/** Looks every `foreignChangesIntervalMs` from `listen` until `close`. */
 export function sqliteBus({ storage, config, log }: SqliteBusOptions): Bus {
   let looking: Timer | undefined;
 

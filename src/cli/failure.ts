@@ -21,6 +21,7 @@ const SYSTEM: Record<string, (path: string) => string> = {
   ENOSPC: (path) => `The disk is full${path}.`,
 };
 
+/** @returns what to say, in plain words where somebody can act on it, and the exit code: 2 for wrong usage, else 1 */
 export function describeFailure(error: unknown, command: Command): { text: string; exitCode: number } {
   if (error instanceof UsageError) return { text: `${error.message}\n\n${command.usage}`, exitCode: 2 };
   if (error instanceof ConfigError || error instanceof OperatorError || error instanceof AppError)

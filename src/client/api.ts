@@ -13,6 +13,8 @@ export interface DeviceInfo {
   last_seen: string;
   created_at: string;
   connected: boolean;
+  /** Changes that it has not confirmed, at most. */
+  behind: number;
 }
 
 export interface SlotRow {
@@ -48,9 +50,12 @@ export type Api = ReturnType<typeof createApi>;
  */
 export function createApi(url: string, request: (url: string, init: RequestInit) => Promise<Response> = fetch) {
   return {
-    /** @throws ApiError `email_taken`, `registration_closed`, `bad_request` */
-    register: (email: string, password: string): Promise<SignedIn> =>
-      call("POST", "/api/auth/register", { body: { email, password } }),
+    /**
+     * @param invite where registration is by invitation
+     * @throws ApiError `email_taken`, `registration_closed`, `invite_invalid`, `bad_request`
+     */
+    register: (email: string, password: string, invite?: string): Promise<SignedIn> =>
+      call("POST", "/api/auth/register", { body: { email, password, invite } }),
 
     /** @throws ApiError `login_failed`, `rate_limited` */
     login: (email: string, password: string): Promise<SignedIn> =>

@@ -12,6 +12,7 @@ export interface Backoff {
   next(heldMs?: number): number;
 }
 
+/** @param random from 0 up to 1, as Math.random gives it */
 export function createBackoff({ firstMs = 500, maxMs = 30_000, steadyMs = 5_000, random = Math.random } = {}): Backoff {
   let failures = 0;
   return {

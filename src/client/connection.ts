@@ -36,6 +36,7 @@ export interface Connection {
 const LOST = 1006;
 const PROBE = JSON.stringify({ type: "are_you_there", ref: "probe" });
 
+/** Opens the socket at once. `onClose` is called once, also when it never opened; never after `close`. */
 export function openConnection(options: ConnectionOptions): Connection {
   const { silenceMs, answerMs, onMessage, onClose } = options;
   let opened = false;

@@ -38,8 +38,6 @@ const RETRY_MS = 5_000;
 /** The server counts what it refuses as well, and cuts off who is refused about once a second for long ([E4]). */
 const RATE_LIMITED_MS = 1_000;
 
-export type Outbox = ReturnType<typeof createOutbox>;
-
 export interface OutboxOptions {
   saved?: readonly QueuedWrite[];
   /** Writes that may wait. */
@@ -48,6 +46,7 @@ export interface OutboxOptions {
   maxInFlight: number;
 }
 
+/** @param saved what an earlier run left unanswered, oldest first; it is sent again with the refs it had */
 export function createOutbox({ saved = [], maxEntries, maxInFlight }: OutboxOptions) {
   const entries = new Map<string, OutboxEntry>();
   let maxBlobBytes = Number.POSITIVE_INFINITY;

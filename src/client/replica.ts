@@ -35,8 +35,7 @@ interface Copy {
   history: Map<string, HistoryItem>;
 }
 
-export type Replica = ReturnType<typeof createReplica>;
-
+/** @param saved what an earlier run knew, up to its cursor */
 export function createReplica(saved: { slots: Slot[]; history: HistoryItem[] } = { slots: [], history: [] }) {
   let shown: Copy = {
     slots: new Map(saved.slots.map((slot) => [slot.slotNumber, slot])),

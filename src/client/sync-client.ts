@@ -80,6 +80,10 @@ const CLOSE = {
 } as const;
 const CLOCK_SKEW_MS = 60_000;
 
+/**
+ * A client of protocol 2 ([P1] to [P10]): slots and history of one account as this device shows them, kept in step with
+ * the server and across restarts. Nothing happens before `start`.
+ */
 export function createSyncClient(options: SyncClientOptions) {
   const { url, token, store = createMemoryStore(), now = Date.now } = options;
   const { maxQueued = 1_000, maxInFlight = 16, silenceMs = 30_000, answerMs = 10_000 } = options;

@@ -34,7 +34,7 @@ const Device = z.object({
   device_type: z.string(),
   last_seen: time,
   created_at: time,
-  connected: z.boolean().describe("It has a socket open to the instance that answers."),
+  connected: z.boolean().describe("It has a socket open, to this instance or, as of the last minute, to another."),
   behind: z
     .int()
     .nonnegative()

@@ -36,6 +36,7 @@ export type AppDependencies = AuthDependencies &
     upgrade: Upgrade;
   };
 
+/** The application: every route, and what stands before and behind all of them. */
 export function createApp(dependencies: AppDependencies): Hono<AppEnv> {
   const { config, log, logOutage, metrics, sessions, upgrade } = dependencies;
   const signedIn = requireAuth(sessions);

@@ -25,6 +25,7 @@ export interface AuthDependencies {
   clientAddress: ClientAddress;
 }
 
+/** Handlers of accounts, tokens and link codes, one a route of app.ts. */
 export function authHandlers(dependencies: AuthDependencies) {
   const { config, protocol, accounts, devices, linkCodes, sessions, limits } = dependencies;
   const addressOf = (c: AppContext) => dependencies.clientAddress(c.req.raw, c.env.server);

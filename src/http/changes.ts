@@ -15,6 +15,7 @@ export interface ChangeDependencies {
   storage: Pick<Storage, "epoch" | "summary" | "changesAfter">;
 }
 
+/** Handlers of GET /api/sync/changes ([P10]). */
 export function changeHandlers({ config, protocol, storage }: ChangeDependencies) {
   return {
     list: async (c: AppContext) => {

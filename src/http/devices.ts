@@ -20,6 +20,7 @@ export interface DeviceDependencies {
   limits: RateLimits;
 }
 
+/** Handlers of devices, one a route of app.ts. */
 export function deviceHandlers({ protocol, devices, presence, limits }: DeviceDependencies) {
   return {
     register: async (c: AppContext) => {
@@ -48,6 +49,7 @@ export function deviceHandlers({ protocol, devices, presence, limits }: DeviceDe
   };
 }
 
+/** As it stands in GET /api/auth/devices, but for `connected` and `behind`. */
 export function deviceToWire(device: Device) {
   return {
     id: device.id,

@@ -13,6 +13,7 @@ interface Docs {
   policy: string;
 }
 
+/** Handlers of the document and its page; both are made when they are first asked for. */
 export function docsHandlers({ protocol, version }: DocsDependencies) {
   let made: Promise<Docs> | undefined;
   const docs = () => (made ??= make(protocol, version));

@@ -22,6 +22,7 @@ export interface ExportDependencies {
   limits: RateLimits;
 }
 
+/** The handler of GET /api/auth/export. */
 export function exportHandler({ config, log, storage, accounts, devices, limits }: ExportDependencies) {
   /**
    * A JSON object with the account, its devices, its slots and its history, oldest first. It is written while it is

@@ -36,6 +36,7 @@ interface PushResult {
   result: "applied" | "duplicate" | "stale" | "quota_exceeded";
 }
 
+/** Handlers of the history, one a route of app.ts. */
 export function historyHandlers({
   config,
   log,
@@ -161,6 +162,7 @@ export function historyHandlers({
   }
 }
 
+/** As it stands in GET /api/sync/history. */
 export function historyItemToWire(item: StoredHistoryItem) {
   return {
     id: item.id,

@@ -46,6 +46,7 @@ const TAGS = [
   { name: "Server", description: "The server itself. None of these needs a token." },
 ];
 
+/** OpenAPI 3.1 of every operation, from the schemas that check what comes in. */
 export function openApiDocument(protocol: Protocol, version: string): OpenApiDocument {
   const toSchema = schemaMaker(protocol);
   const paths: OpenApiDocument["paths"] = {};

@@ -34,6 +34,7 @@ const GONE: Answer = { description: "Done; the answer has no body." };
 const answer = (description: string, schema: z.ZodType): Answer => ({ description, schema });
 const LINK_TO_NEXT = { Link: 'A full page names the next one: rel="next" (RFC 8288).' };
 
+/** All of them, in the order of the document. */
 export function operations(protocol: Protocol): Operation[] {
   return [...accounts(protocol), ...devices(protocol), ...sync(protocol), ...SERVER];
 }

@@ -10,6 +10,7 @@ export interface OpsDependencies {
   version: string;
 }
 
+/** Handlers of what asks for no token: is it alive, can it work, what is it. */
 export function opsHandlers({ config, storage, version }: OpsDependencies) {
   const info = {
     name: "clipslot-server",

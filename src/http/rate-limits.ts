@@ -25,6 +25,7 @@ export interface RateLimits {
   stream(userId: string): () => void;
 }
 
+/** With RATE_LIMITS=off each of them lets everything pass. */
 export function createRateLimits({ rateLimits, limits }: Config): RateLimits {
   return rateLimits ? limited(limits) : UNLIMITED;
 }

@@ -1,5 +1,5 @@
 /**
- * Request bodies. They are JSON whatever the Content-Type says (the seed's own curl lines send none), and their size
+ * Request bodies. They are JSON whatever the Content-Type says (`curl -d` sends a form's), and their size
  * is bounded before a byte of them is kept.
  */
 import type { z } from "zod";

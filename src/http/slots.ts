@@ -23,6 +23,7 @@ export interface SlotDependencies {
   writer: RestWriter;
 }
 
+/** Handlers of slots, one a route of app.ts. */
 export function slotHandlers({
   config,
   log,
@@ -91,7 +92,8 @@ export async function* slotsOneByOne(
   }
 }
 
-export function slotToWire(slot: StoredSlot) {
+/** As it stands in GET /api/sync/slots. */
+function slotToWire(slot: StoredSlot) {
   return {
     slot_number: slot.slotNumber,
     encrypted_blob: slot.blob,

@@ -37,6 +37,7 @@ export async function submit(writer: RestWriter, sessions: Sessions, write: Writ
   throw deadToken();
 }
 
+/** What a write gets that no longer fits into the account. */
 export function accountFull(): AppError {
   return new AppError("quota_exceeded", "The account's storage is full: remove something first.");
 }

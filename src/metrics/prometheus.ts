@@ -57,6 +57,8 @@ export function openPrometheus({ host, port }: { host: string; port: number }, v
     help: "Requests and messages refused, by the code of the error.",
     labelNames: ["edge", "reason"],
   });
+  // From the first moment on, or the first fault would be no increase.
+  for (const edge of ["http", "socket"]) rejections.inc({ edge, reason: "internal" }, 0);
   const commitSizes = new Histogram({
     ...register,
     name: "clipslot_commit_writes",

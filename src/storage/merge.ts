@@ -26,6 +26,7 @@ export function compareSlotVersions(left: SlotVersion, right: SlotVersion): numb
   return Buffer.compare(left.contentHash(), right.contentHash());
 }
 
+/** SHA-256 of a blob, 32 bytes: what [W2] compares last. */
 export function hashContent(content: Uint8Array): Uint8Array {
   return new Bun.CryptoHasher("sha256").update(content).digest();
 }

@@ -57,7 +57,9 @@ function nextMigration(applied: readonly string[]) {
   const known = new Set<string>(POSTGRES_MIGRATIONS.map(({ name }) => name));
   const newer = applied.filter((name) => !known.has(name));
   if (newer.length > 0) {
-    throw new NewerDatabaseError(`the database was written by a newer clipslot-server (it has ${newer.join(", ")})`);
+    throw new NewerDatabaseError(
+      `The database was written by a newer clipslot-server (it has ${newer.join(", ")}). Use that version, or a backup from before the upgrade.`,
+    );
   }
   return POSTGRES_MIGRATIONS.find(({ name }) => !applied.includes(name));
 }

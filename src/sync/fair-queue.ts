@@ -33,6 +33,7 @@ interface Lane<Item> {
   bytes: number;
 }
 
+/** @param share of one account: its items, and their bytes, are within these bounds as well as within the whole */
 export function createFairQueue<Item extends Queueable>(whole: Bounds, share: Bounds): FairQueue<Item> {
   const lanes = new Map<string, Lane<Item>>();
   /** Every lane, in the order of their turns. */

@@ -27,6 +27,7 @@ export interface RetentionOptions {
   signal: AbortSignal;
 }
 
+/** Its owner calls `sweep` now and then. */
 export function createRetention({ storage, config, log, onCommit, signal }: RetentionOptions): Retention {
   return {
     async sweep(now) {

@@ -45,6 +45,7 @@ interface Pending<Origin> extends Queueable {
   reject: (error: unknown) => void;
 }
 
+/** One for a database: a second one beside it would break the order of changes ([W9]). */
 export function createWriter<Origin>({
   storage,
   config,

@@ -60,9 +60,9 @@ export const storm: Scenario = {
     for (let count = 0; count < rounds; count += 1) {
       await using server = await clipslotOnSqlite();
       const client = connect(server.url);
-      const accounts = await Promise.all(Array.from({ length: ACCOUNTS }, () => createAccount(client)));
       const tokens: string[] = [];
-      for (const account of accounts) {
+      for (let number = 0; number < ACCOUNTS; number += 1) {
+        const account = await createAccount(client);
         for (let index = 0; index < RETURNING / ACCOUNTS; index += 1) {
           tokens.push((await createDevice(client, account)).token);
         }

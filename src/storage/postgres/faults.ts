@@ -36,6 +36,7 @@ const NOT_CONNECTED = new Set([
   "ENOTFOUND",
 ]);
 
+/** @param cause for the log; nobody outside sees it */
 export const unavailable = (cause?: unknown) =>
   new AppError("unavailable", "The database can't be reached right now.", { cause, retryAfterMs: RETRY_AFTER_MS });
 

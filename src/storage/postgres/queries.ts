@@ -26,6 +26,7 @@ export interface Queries extends Omit<Storage, "dialect" | "epoch" | "foreignCha
   epoch(): Promise<string>;
 }
 
+/** Prepared for this client: they are made again when its connections are replaced. */
 export function prepareQueries({ sql, db }: Client): Queries {
   const given = fragment.placeholder;
   const ofAccount = eq(users.id, given("userId"));

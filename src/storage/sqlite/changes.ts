@@ -8,6 +8,7 @@ import { historyTombstones, syncedHistory, syncedSlots, users } from "./schema.t
 
 export type ChangesAfter = (userId: string, afterSeq: number, page: { limit: number; maxBytes: number }) => ChangePage;
 
+/** Prepares Storage.changesAfter: all of a page is read in one snapshot. */
 export function prepareChanges(client: Database, db: BunSQLiteDatabase): ChangesAfter {
   const given = sql.placeholder;
   // What changed, by seq, with sizes: SQLite tells a blob's length without reading it.

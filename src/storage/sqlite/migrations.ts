@@ -5,7 +5,7 @@ import presence from "../../../drizzle/sqlite/0001_presence.sql" with { type: "t
 import upkeep from "../../../drizzle/sqlite/0002_upkeep.sql" with { type: "text" };
 
 /** In order; a new one is appended after `drizzle-kit generate` wrote it. */
-export const SQLITE_MIGRATIONS = [
+const SQLITE_MIGRATIONS = [
   { name: "0000_initial", sql: initial },
   { name: "0001_presence", sql: presence },
   { name: "0002_upkeep", sql: upkeep },

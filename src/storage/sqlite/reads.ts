@@ -19,6 +19,7 @@ export interface Reads {
   historyPosition(userId: string, place: { before: HistoryPosition; offset: number }): HistoryPosition | null;
 }
 
+/** Prepares the reads of Storage that are named here. */
 export function prepareReads(client: Database): Reads {
   const slots = client.query<unknown, [userId: string]>(
     `SELECT slot_number, encrypted_blob, updated_at, updated_by, seq

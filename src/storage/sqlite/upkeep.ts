@@ -29,6 +29,7 @@ export interface Upkeep {
   erase(userId: string): boolean;
 }
 
+/** Prepares what removes; each call is a transaction of its own. */
 export function prepareUpkeep(client: Database): Upkeep {
   const statements = prepareStatements(client);
   const retainAtOnce = client.transaction(retain);

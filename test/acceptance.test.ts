@@ -1,4 +1,4 @@
-/** The seed's acceptance list and manual steps, each through the front door, on both databases. */
+/** What the server is accepted by, and the steps by which a person tries it, each through the front door, on both databases. */
 import { describe, expect, test } from "bun:test";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,7 +13,7 @@ import {
   TestSocket,
 } from "./harness.ts";
 
-describe.each([...DATABASES])("the seed's acceptance list on %s", (database) => {
+describe.each([...DATABASES])("the acceptance list on %s", (database) => {
   test("server starts and listens on the configured port", async () => {
     await using server = await startTestServer({ database });
     expect(await server.json("GET", "/healthz")).toEqual({ status: "ok" });
