@@ -16,7 +16,7 @@ import { rest } from "./scenario-rest.ts";
 export interface Scenario {
   title: string;
   /** @returns rows of a table; a chart is drawn of the columns that it names */
-  run(rounds: number): Promise<{ rows: Row[]; chart?: { label: string; value: string } }>;
+  run(rounds: number): Promise<{ rows: Row[]; chart?: { label: string; value: string; full?: number } }>;
 }
 
 const SCENARIOS: Record<string, Scenario> = {
@@ -55,5 +55,5 @@ for (const [name, scenario] of Object.entries(SCENARIOS)) {
   if (chart === undefined) continue;
   mkdirSync(CHARTS, { recursive: true });
   const bars = rows.map((row) => ({ label: String(row[chart.label]), value: Number(row[chart.value]) }));
-  await Bun.write(join(CHARTS, `${name}.svg`), barChart(scenario.title, bars));
+  await Bun.write(join(CHARTS, `${name}.svg`), barChart(scenario.title, bars, chart.full));
 }

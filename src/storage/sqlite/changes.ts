@@ -26,7 +26,8 @@ export function prepareChanges(client: Database, db: BunSQLiteDatabase): Changes
       .select({
         seq: syncedHistory.seq,
         kind: sql<"slot" | "history" | "history_deletion">`'history'`.as("kind"),
-        key: sql<string>`${syncedHistory.id}`.as("key"),
+        // What was pushed one after the other stands so by rowid; by its random id it is all over the table.
+        key: sql<string>`CAST(synced_history.rowid AS TEXT)`.as("key"),
         bytes: sql<number>`length(${syncedHistory.encryptedBlob})`.as("bytes"),
       })
       .from(syncedHistory)
@@ -57,7 +58,7 @@ export function prepareChanges(client: Database, db: BunSQLiteDatabase): Changes
   const item = db
     .select()
     .from(syncedHistory)
-    .where(and(eq(syncedHistory.userId, given("userId")), eq(syncedHistory.id, given("key"))))
+    .where(eq(sql`rowid`, given("key")))
     .prepare();
 
   // One snapshot for all of the page's reads: a command may write beside the server.
@@ -94,7 +95,7 @@ export function prepareChanges(client: Database, db: BunSQLiteDatabase): Changes
         timestamp: found.updatedAt,
       };
     }
-    const found = item.get({ userId, key: row.key });
+    const found = item.get({ key: Number(row.key) });
     if (found === undefined) throw new Error("a history item left the table while it was read");
     return {
       kind: "history",
