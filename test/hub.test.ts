@@ -54,7 +54,9 @@ test("[R1] a channel that lags behind keeps so many of its writers in mind; the 
   const { reads, storage } = storageByHand();
   const hub = hubOver(storage, (config) => ({ ...config, relay: { ...config.relay, rememberedOrigins: 2 } }));
   const published: number[] = [];
-  hub.attach({ publish: (_topic, message) => published.push(typeof message === "string" ? JSON.parse(message).seq : -1) });
+  hub.attach({
+    publish: (_topic, message) => published.push(typeof message === "string" ? JSON.parse(message).seq : -1),
+  });
   const socket = socketOf(uuid());
   const { userId } = socket.data;
   hub.join(socket, () => {});
