@@ -10,7 +10,7 @@ import { capacity } from "./scenario-capacity.ts";
 import { growth } from "./scenario-growth.ts";
 import { backup, copy } from "./scenario-operation.ts";
 import { idle, start, storm } from "./scenario-sockets.ts";
-import { latency, latencyOnPostgres, relay, relayOnPostgres, roundTrip } from "./scenario-relay.ts";
+import { instances, latency, latencyOnPostgres, relay, relayOnPostgres, roundTrip } from "./scenario-relay.ts";
 import { rest } from "./scenario-rest.ts";
 
 export interface Scenario {
@@ -22,6 +22,7 @@ export interface Scenario {
 const SCENARIOS: Record<string, Scenario> = {
   relay,
   "relay-postgres": relayOnPostgres,
+  instances,
   "round-trip": roundTrip,
   latency,
   "latency-postgres": latencyOnPostgres,

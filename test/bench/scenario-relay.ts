@@ -9,35 +9,43 @@ import { clipslotOnPostgres, clipslotOnSqlite, yardstick, type Subject } from ".
 const SIZES = [100, 1_024, 16_384, 262_144];
 const PAIRS = [1, 10, 100, 1_000];
 
+const CASES = [
+  ...PAIRS.map((pairs) => ({ pairs, blobBytes: 1_024, protocol: 2 as const })),
+  { pairs: 100, blobBytes: 1_024, protocol: 1 as const },
+  ...SIZES.filter((size) => size !== 1_024).map((blobBytes) => ({ pairs: 100, blobBytes, protocol: 2 as const })),
+];
+
 export const relay: Scenario = {
   title: "Durable relays a second on SQLite, closed loop, against a bare relay that stores nothing",
   async run(rounds) {
-    await using bare = await yardstick();
     await using server = await clipslotOnSqlite();
-    const rows: Row[] = [];
-    const cases = [
-      ...PAIRS.map((pairs) => ({ pairs, blobBytes: 1_024, protocol: 2 as const })),
-      { pairs: 100, blobBytes: 1_024, protocol: 1 as const },
-      ...SIZES.filter((size) => size !== 1_024).map((blobBytes) => ({ pairs: 100, blobBytes, protocol: 2 as const })),
-    ];
-    for (const { pairs, blobBytes, protocol } of cases) {
-      const [ours, theirs] = await alternate(rounds, [server, bare], (subject) =>
-        relayLoad({
-          urls: [subject.url, subject.url],
-          accounts: subject.accounts,
-          protocol,
-          pairs,
-          blobBytes,
-          rate: 0,
-        }),
-      );
-      rows.push(compare(`${pairs} pairs, ${bytes(blobBytes)}, protocol ${protocol}`, ours, theirs));
-    }
-    return { rows, chart: { label: "case", value: "of the bare relay", full: 1 } };
+    return againstBare(server, rounds);
   },
 };
 
 export const relayOnPostgres: Scenario = {
+  title: "Durable relays a second on PostgreSQL, closed loop, against a bare relay that stores nothing",
+  async run(rounds) {
+    await using servers = await clipslotOnPostgres();
+    const [server] = servers.subjects;
+    if (server === undefined) throw new Error("the instance did not start");
+    return againstBare(server, rounds);
+  },
+};
+
+async function againstBare(server: Subject, rounds: number) {
+  await using bare = await yardstick();
+  const rows: Row[] = [];
+  for (const { pairs, blobBytes, protocol } of CASES) {
+    const [ours, theirs] = await alternate(rounds, [server, bare], ({ url, accounts }) =>
+      relayLoad({ urls: [url, url], accounts, protocol, pairs, blobBytes, rate: 0 }),
+    );
+    rows.push(compare(`${pairs} pairs, ${bytes(blobBytes)}, protocol ${protocol}`, ours, theirs));
+  }
+  return { rows, chart: { label: "case", value: "of the bare relay", full: 1 } };
+}
+
+export const instances: Scenario = {
   title: "Durable relays a second on PostgreSQL, one and two instances, 100 pairs, 1 KiB",
   async run(rounds) {
     await using bare = await yardstick();
