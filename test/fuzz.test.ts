@@ -18,5 +18,5 @@ test.concurrent.each([...DATABASES])(
       401: expect.any(Number),
     });
   },
-  MILLISECONDS + 60_000,
+  MILLISECONDS + 90_000,
 );

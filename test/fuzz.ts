@@ -21,6 +21,8 @@ import { createMutator, createRandom, createTraffic, type Known, type Random } f
 const ACCOUNTS = 4;
 const WORKERS = 4;
 const READINGS = 5;
+/** With nothing to do, the allocator gives back what it holds in reserve. */
+const ALLOCATOR_MS = 2_000;
 /** What a request may be answered with; anything else is a fault. */
 const STATUSES = new Set([200, 201, 204, 400, 401, 403, 404, 405, 409, 410, 413, 426, 429, 431]);
 
@@ -32,7 +34,7 @@ export interface FuzzOptions {
   onReading?: (memory: Memory) => void;
 }
 
-/** In MiB, after a collection: of the whole process with its traffic, and of what JavaScript holds. */
+/** In MiB, after a collection, with no traffic: of the whole process with its traffic, and of what JavaScript holds. */
 interface Memory {
   resident: number;
   heap: number;
@@ -66,23 +68,21 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
     known.tokens.push(account.token, ...devices.map(({ token }) => token));
   }
 
-  const started = performance.now();
-  const isOver = () => performance.now() - started >= milliseconds;
-  const reading = setInterval(() => {
-    drainLog(server, report);
-    const elapsed = (performance.now() - started) / milliseconds;
-    if (report.memory.length < Math.min(READINGS, Math.floor(elapsed * READINGS))) readMemory();
-  }, 100);
-  await Promise.all(
-    Array.from({ length: WORKERS }, (_, worker) => {
-      const random = createRandom(seed * 1_000 + worker);
-      return worker % 2 === 0
-        ? fuzzRest(server, random, known, report, isOver)
-        : fuzzSocket(server, random, known, report, isOver);
-    }),
-  );
-  clearInterval(reading);
-  if (report.memory.length < READINGS) readMemory();
+  const draining = setInterval(() => drainLog(server, report), 100);
+  const randoms = Array.from({ length: WORKERS }, (_, worker) => createRandom(seed * 1_000 + worker));
+  while (report.memory.length < READINGS) {
+    const end = performance.now() + milliseconds / READINGS;
+    const isOver = () => performance.now() >= end;
+    await Promise.all(
+      randoms.map((random, worker) =>
+        worker % 2 === 0
+          ? fuzzRest(server, random, known, report, isOver)
+          : fuzzSocket(server, random, known, report, isOver),
+      ),
+    );
+    await readMemory();
+  }
+  clearInterval(draining);
   drainLog(server, report);
 
   // As well as before.
@@ -93,8 +93,9 @@ export async function fuzz({ milliseconds, seed, database, onReading }: FuzzOpti
   process.off("uncaughtException", onFault);
   return report;
 
-  function readMemory(): void {
+  async function readMemory(): Promise<void> {
     Bun.gc(true);
+    await Bun.sleep(ALLOCATOR_MS);
     const mebibytes = (bytes: number) => Math.round((bytes / 1024 / 1024) * 10) / 10;
     const memory = { resident: mebibytes(process.memoryUsage().rss), heap: mebibytes(heapStats().heapSize) };
     report.memory.push(memory);

@@ -19,7 +19,7 @@ export const relay: Scenario = {
   title: "Durable relays a second on SQLite, closed loop, against a bare relay that stores nothing",
   async run(rounds) {
     await using server = await clipslotOnSqlite();
-    return againstBare(server, rounds);
+    return await againstBare(server, rounds);
   },
 };
 
@@ -29,7 +29,7 @@ export const relayOnPostgres: Scenario = {
     await using servers = await clipslotOnPostgres();
     const [server] = servers.subjects;
     if (server === undefined) throw new Error("the instance did not start");
-    return againstBare(server, rounds);
+    return await againstBare(server, rounds);
   },
 };
 
